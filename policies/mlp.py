@@ -1,0 +1,132 @@
+"""Multi-layer perceptrons: the plain builder, and the policy that orders for a whole network at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from decisionrl.policies import feasibility
+from decisionrl.policies.topology import (
+    Observation,
+    Topology,
+    shipping_nodes,
+    source_matrix,
+    supplier_edges,
+    vector,
+)
+
+
+def mlp(
+    inputs: int,
+    hidden: Sequence[int],
+    outputs: int,
+    *,
+    activation: Callable[[], nn.Module] = nn.ELU,
+    output_activation: Callable[[], nn.Module] | None = None,
+) -> nn.Sequential:
+    """[Linear, activation] for each hidden width, a final Linear, and an optional output activation."""
+    layers: list[nn.Module] = []
+    for width in hidden:
+        layers += [nn.Linear(inputs, width), activation()]
+        inputs = width
+    layers.append(nn.Linear(inputs, outputs))
+    if output_activation is not None:
+        layers.append(output_activation())
+    return nn.Sequential(*layers)
+
+
+class InventoryMLP(nn.Module):
+    """One network sees every pipeline slot and orders over every edge (HDPO, arXiv 2306.11246, "vanilla").
+
+    Orders from the supplier are ``scale * softplus(z + shift)`` (head "softplus") or ``4 scale sigmoid(z)``
+    (head "sigmoid", the paper's for networks). Shipments between nodes pass a feasibility layer: "proportional"
+    scales softplus wishes down to the stock on hand, "softmax" splits the stock on hand.
+
+    With ``scaled`` (the default) slots and orders are in units of the mean flow through their node or edge;
+    ``node_scale`` and ``edge_scale`` of ones give raw units. ``skip`` adds a linear map from inputs to outputs:
+    order-up-to rules are then a linear map away instead of an approximation.
+    """
+
+    slot_scale: Tensor
+    edge_scale: Tensor
+    source: Tensor
+    ship_all: Tensor
+
+    def __init__(
+        self,
+        topology: Topology,
+        *,
+        num_slots: int,
+        node_scale: Sequence[float],
+        edge_scale: Sequence[float],
+        hidden: Sequence[int] = (32, 32, 32),
+        allocation: Literal["proportional", "softmax"] = "proportional",
+        supplier_head: Literal["softplus", "sigmoid"] = "softplus",
+        supplier_bias: float = 1.0,
+        scaled: bool = True,
+        skip: bool = True,
+    ) -> None:
+        super().__init__()
+        if allocation not in ("proportional", "softmax"):
+            raise ValueError(f"allocation = {allocation!r}; valid: 'proportional', 'softmax'")
+        if supplier_head not in ("softplus", "sigmoid"):
+            raise ValueError(f"supplier_head = {supplier_head!r}; valid: 'softplus', 'sigmoid'")
+        self.allocation, self.supplier_head, self.supplier_bias = allocation, supplier_head, supplier_bias
+        self.scaled = scaled
+        inputs, outputs = num_slots * topology.num_nodes, topology.num_edges
+        self.net = mlp(inputs, hidden, outputs)
+        self.skip = nn.Linear(inputs, outputs, bias=False) if skip else None
+        if self.skip is not None:
+            nn.init.zeros_(self.skip.weight)
+        self.register_buffer("slot_scale", vector(node_scale).repeat(num_slots))
+        self.register_buffer("edge_scale", vector(edge_scale))
+        self.register_buffer("source", source_matrix(topology))
+        self.register_buffer("ship_all", vector(topology.must_ship_all))
+        self._must_ship_all = list(topology.must_ship_all)
+        self._any_must = any(self._must_ship_all)
+        self._internal = len(supplier_edges(topology)) < topology.num_edges
+        self._supplier = supplier_edges(topology)
+        sources = topology.edge_source
+        self._groups = [
+            (node, [edge for edge, s in enumerate(sources) if s == node]) for node in shipping_nodes(topology)
+        ]
+        order = [*self._supplier, *(edge for _, edges in self._groups for edge in edges)]
+        self._to_edge_order = sorted(range(len(order)), key=order.__getitem__)
+
+    def forward(self, observation: Observation) -> Float[Tensor, "... edges"]:
+        slots = torch.cat(observation.slots, -1)
+        inputs = slots / self.slot_scale - 1.0 if self.scaled else slots
+        z = self.net(inputs)
+        if self.skip is not None:
+            z = z + self.skip(inputs)
+        on_hand = observation.slots[0]
+        if self.allocation == "proportional" and self.supplier_head == "softplus":
+            wanted = nn.functional.softplus(z + self.supplier_bias) * self.edge_scale
+            if not self._internal:
+                return wanted
+            return feasibility.proportional(
+                wanted, on_hand, self.source, ship_all=self.ship_all if self._any_must else None
+            )
+        return self._by_parts(z, on_hand)
+
+    def _by_parts(self, z: Tensor, on_hand: Tensor) -> Tensor:
+        """Other heads: supplier edges and each node's outgoing edges apart, put back in edge order."""
+        ordered, scale = z[..., self._supplier], self.edge_scale[self._supplier]
+        if self.supplier_head == "sigmoid":
+            parts = [4.0 * scale * ordered.sigmoid()]
+        else:
+            parts = [scale * nn.functional.softplus(ordered + self.supplier_bias)]
+        if self.allocation == "softmax":
+            shipments = feasibility.softmax(z, on_hand, self._groups, self._must_ship_all)
+            parts += [shipped for _, shipped in shipments]
+            return torch.cat(parts, -1)[..., self._to_edge_order]
+        wanted = nn.functional.softplus(z + self.supplier_bias) * self.edge_scale
+        limited = feasibility.proportional(
+            wanted, on_hand, self.source, ship_all=self.ship_all if self._any_must else None
+        )
+        parts += [limited[..., edges] for _, edges in self._groups]
+        return torch.cat(parts, -1)[..., self._to_edge_order]

@@ -1,0 +1,108 @@
+"""What a network policy needs to know of the network it orders for, as a structural type.
+
+Policies do not import the worlds they act in: any object with these attributes will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Topology(Protocol):
+    """Nodes in topological order, the ``num_stores`` nodes with demand last; edges sorted by destination.
+
+    edge_source: node index each edge ships from, -1 for the outside supplier. edge_destination: node index.
+    lead_times: whole periods >= 1. must_ship_all: hubs that may not hold stock. depth: longest path from the
+    supplier to each node, in edges.
+    """
+
+    @property
+    def num_nodes(self) -> int: ...
+    @property
+    def num_edges(self) -> int: ...
+    @property
+    def num_stores(self) -> int: ...
+    @property
+    def num_warehouses(self) -> int: ...
+    @property
+    def edge_source(self) -> Sequence[int]: ...
+    @property
+    def edge_destination(self) -> Sequence[int]: ...
+    @property
+    def lead_times(self) -> Sequence[int]: ...
+    @property
+    def must_ship_all(self) -> Sequence[bool]: ...
+    @property
+    def depth(self) -> Sequence[int]: ...
+    @property
+    def is_arborescence(self) -> bool: ...
+
+
+class Parameters(Protocol):
+    """Costs and lead times of the scenarios, see the fields of the environment's own class."""
+
+    @property
+    def holding_cost(self) -> Tensor: ...
+    @property
+    def underage_cost(self) -> Tensor: ...
+    @property
+    def edge_cost(self) -> Tensor: ...
+    @property
+    def lead_time(self) -> Tensor: ...
+
+
+class Observation(Protocol):
+    """What a policy sees at the start of a period.
+
+    slots: tuple of [..., num_nodes]; slots[0] on hand, slots[j] arriving in j periods. past_demand:
+    [..., num_stores, P] or None. time: [F] or None. future: demand to come, only for oracles.
+    """
+
+    @property
+    def slots(self) -> tuple[Tensor, ...]: ...
+    @property
+    def past_demand(self) -> Tensor | None: ...
+    @property
+    def time(self) -> Tensor | None: ...
+    @property
+    def parameters(self) -> Any: ...
+    @property
+    def period(self) -> int: ...
+    @property
+    def future(self) -> Tensor | None: ...
+
+
+def source_matrix(topology: Topology) -> Float[Tensor, "edges nodes"]:
+    """1 where edge e ships from node n; rows of edges from the supplier are zero."""
+    matrix = torch.zeros(topology.num_edges, topology.num_nodes)
+    for edge, node in enumerate(topology.edge_source):
+        if node >= 0:
+            matrix[edge, node] = 1.0
+    return matrix
+
+
+def destination_matrix(topology: Topology) -> Float[Tensor, "edges nodes"]:
+    """1 where edge e leads to node n."""
+    matrix = torch.zeros(topology.num_edges, topology.num_nodes)
+    for edge, node in enumerate(topology.edge_destination):
+        matrix[edge, node] = 1.0
+    return matrix
+
+
+def supplier_edges(topology: Topology) -> list[int]:
+    return [edge for edge, node in enumerate(topology.edge_source) if node < 0]
+
+
+def shipping_nodes(topology: Topology) -> list[int]:
+    """Nodes with an outgoing edge, in order."""
+    return sorted({node for node in topology.edge_source if node >= 0})
+
+
+def vector(values: Iterable[float]) -> Tensor:
+    """A 1-d tensor in the default dtype, whatever kind of numbers come in."""
+    return torch.tensor([float(value) for value in values], dtype=torch.get_default_dtype())

@@ -1,0 +1,1 @@
+"""What happens around the updates: evaluation, checkpoints, schedules, logs and progress."""

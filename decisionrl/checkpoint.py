@@ -18,10 +18,9 @@ import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-import torch.distributed
 from torch import Tensor, nn
 
-from decisionrl import run
+from decisionrl import distributed, run
 
 FORMAT = "decisionrl-checkpoint-1"
 _DTYPES = frozenset(
@@ -72,20 +71,21 @@ def save_step(
     In a distributed run every process calls this. The others write their own part of the state, that is all
     but the entries in ``shared``, beside it, and the main process's file comes last and makes it complete.
     """
-    if run.is_main_process():
+    if distributed.is_main():
         directory.mkdir(parents=True, exist_ok=True)
-    run.wait_for_all()
+    distributed.wait_for_all()
     path = _step_path(directory, step)
-    if not run.is_main_process():
+    if not distributed.is_main():
         own = {name: value for name, value in state.items() if name not in shared}
-        save(_rank_path(path, torch.distributed.get_rank()), own)
-    run.wait_for_all()
-    if run.is_main_process():
+        save(_rank_path(path, distributed.rank()), own)
+    distributed.wait_for_all()
+    if distributed.is_main():
         save(path, state)
         for old in steps(directory)[:-keep]:
             _step_path(directory, old).unlink()
             for part in _rank_paths(_step_path(directory, old)):
                 part.unlink()
+    distributed.wait_for_all()
 
 
 def load_newest(directory: Path) -> dict[str, Any] | None:
@@ -98,13 +98,14 @@ def load_newest(directory: Path) -> dict[str, Any] | None:
     if not complete:
         return None
     path = _step_path(directory, complete[-1])
-    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     saved = 1 + len(_rank_paths(path))
-    if saved != processes:
-        raise CheckpointError(f"{path} is of a run with {saved} processes; this one has {processes}")
+    if saved != distributed.processes():
+        raise CheckpointError(
+            f"{path} is of a run with {saved} processes; this one has {distributed.processes()}"
+        )
     state = load(path)
-    if not run.is_main_process():
-        state.update(load(_rank_path(path, torch.distributed.get_rank())))
+    if not distributed.is_main():
+        state.update(load(_rank_path(path, distributed.rank())))
     return state
 
 

@@ -199,7 +199,7 @@ class GradientLearner:
             pairs = zip(policy.parameters(), self.ema_policy.parameters(), strict=True)
             trained = [(weight, average) for weight, average in pairs if weight.requires_grad]
             self._weights = [weight.detach() for weight, _ in trained]
-            self._averages = [average for _, average in trained]
+            self._averages: list[Tensor] = [average for _, average in trained]
             self._has_buffers = next(policy.buffers(), None) is not None
 
         fused = bool(getattr(optimizer, "_step_supports_amp_scaling", False))  # what GradScaler asks, too
@@ -227,7 +227,7 @@ class GradientLearner:
             else:
                 value, metrics, carry = self._module(batch)
         if self._accelerator is None:
-            value.backward()
+            value.backward()  # type: ignore[no-untyped-call]
         else:
             self._accelerator.backward(value)
 

@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed
 
 import decisionrl
+from decisionrl import distributed
 
 CONFIG = "config.json"
 RUN = "run.json"
@@ -32,17 +32,6 @@ CHECKPOINTS = "checkpoints"
 
 class RunError(RuntimeError):
     """A run directory cannot be used as asked."""
-
-
-def is_main_process() -> bool:
-    """Whether this process is the one, of a distributed run, that writes files."""
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
-
-
-def wait_for_all() -> None:
-    """Wait until every process of a distributed run is here."""
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
 
 
 def open_directory(
@@ -54,8 +43,8 @@ def open_directory(
         RunError: a run is there and ``resume`` is False, or its config or seed differ (names the field).
         TypeError: a config value is not plain (names the field).
     """
-    wait_for_all()
-    if is_main_process():
+    distributed.wait_for_all()
+    if distributed.is_main():
         plain = _plain(config, "config")
         if not (out / CONFIG).exists():
             out.mkdir(parents=True, exist_ok=True)
@@ -65,7 +54,7 @@ def open_directory(
             raise RunError(f"{out} holds a run already; resume it, or choose another directory")
         else:
             _check_same(out, plain, seed, device)
-    wait_for_all()
+    distributed.wait_for_all()
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -73,7 +62,7 @@ def environment(device: str) -> dict[str, Any]:
     return {
         "device": device,
         "threads": torch.get_num_threads(),
-        "processes": torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1,
+        "processes": distributed.processes(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "numpy": np.__version__,
@@ -91,15 +80,15 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Bring a file, or the names in a directory, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -31,7 +31,7 @@ def generator(seed: int, stream: str, device: torch.device | str = "cpu") -> tor
 
 def random_state() -> dict[str, Any]:
     """The state of the global generators of Python, NumPy, torch and, where in use, the CUDA device."""
-    in_use = torch.cuda.is_available() and torch.cuda.is_initialized()
+    in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return {
         "python": random.getstate(),
         "numpy": np.random.get_state(),  # noqa: NPY002

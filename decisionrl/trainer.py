@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-import torch.distributed
+import torch
 from torch import Tensor, nn
 
-from decisionrl import checkpoint, run, seeding
+from decisionrl import checkpoint, distributed, run, seeding
 from decisionrl.experience.source import Source
 from decisionrl.experiment import Experiment
 from decisionrl.learner import Learner, NonFiniteError
@@ -41,7 +41,7 @@ class Trainer:
         previous_step: ``step`` before the last update.
         target: the number of steps asked of the current ``fit``.
         seconds: time spent in ``fit``, over all the run's processes.
-        metrics: the last update's metrics.
+        metrics: the last update's metrics, and what callbacks add to them.
         recorded: what callbacks such as Evaluate reported at this step.
     """
 
@@ -98,7 +98,7 @@ class Trainer:
         self.step = 0
         self.previous_step = 0
         self.target = 0
-        self.metrics: Mapping[str, Tensor] = {}
+        self.metrics: dict[str, Tensor | float] = {}
         self.recorded: dict[str, float] = {}
         self._stop_reason: str | None = None
         self._signal: int | None = None
@@ -111,7 +111,7 @@ class Trainer:
         if seed is not None:
             seeding.seed_everything(seed)
         if self.out is not None:
-            run.open_directory(self.out, config=config, seed=seed, device=_device(self.policy), resume=resume)
+            run.open_directory(self.out, config=config, seed=seed, device=str(self.device), resume=resume)
         for callback in self.callbacks:
             callback.attach(self)
         if resume and self.out is not None:
@@ -123,6 +123,12 @@ class Trainer:
     def policy(self) -> nn.Module:
         """The learner's policy."""
         return self.learner.policy
+
+    @property
+    def device(self) -> torch.device:
+        """Where the policy's weights are."""
+        parameter = next(self.policy.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
 
     @property
     def seconds(self) -> float:
@@ -211,7 +217,7 @@ class Trainer:
             source.observe(update)
             self.previous_step = self.step
             self.step += steps_per_sample
-            self.metrics = update.metrics
+            self.metrics = {**update.metrics}
             if self.recorded:
                 self.recorded = {}
             for hook in hooks:
@@ -220,8 +226,7 @@ class Trainer:
     @contextmanager
     def _deferred_signals(self) -> Iterator[None]:
         """Turn the first SIGINT or SIGTERM into a stop after the current step."""
-        alone = not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1
-        if not alone or threading.current_thread() is not threading.main_thread():
+        if distributed.processes() > 1 or threading.current_thread() is not threading.main_thread():
             yield
             return
         previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -241,8 +246,3 @@ class Trainer:
             yield
         finally:
             restore()
-
-
-def _device(policy: nn.Module) -> str:
-    parameter = next(policy.parameters(), None)
-    return "cpu" if parameter is None else str(parameter.device)

@@ -1,7 +1,16 @@
 """Evidence: the results format, statistics and reports."""
 
 from decisionrl.evaluation.results import Row, code_version, config_hash, read_results, write_results
-from decisionrl.evaluation.series import Curve, Edge, Network, Node, SamplePath, Series, read_series, write_series
+from decisionrl.evaluation.series import (
+    Curve,
+    Edge,
+    Network,
+    Node,
+    SamplePath,
+    Series,
+    read_series,
+    write_series,
+)
 from decisionrl.evaluation.statistics import (
     Estimate,
     batch_means,

@@ -117,7 +117,7 @@ class Row:
 
 
 def relative_gap(value: float | None, reference: float | None, *, better: Better) -> float | None:
-    """`(value - reference) / |reference|`, negated where higher is better; None without a nonzero reference."""
+    """`(value - reference) / |reference|`, negated where higher is better; None if not defined."""
     if value is None or reference is None or reference == 0:
         return None
     excess = (value - reference) / abs(reference)
@@ -152,7 +152,7 @@ def read_results(path: Path) -> list[Row]:
     """The rows of a results file, or of `results.json` in a directory.
 
     Raises:
-        ResultsError: the file is missing, not JSON, or holds a row that is not one; names file, row and field.
+        ResultsError: a missing file, not JSON, or a row that is not one; names file, row and field.
     """
     path = path / RESULTS_FILE if path.is_dir() else path
     content = read_json(path)
@@ -207,7 +207,9 @@ def write_json(path: Path, content: object) -> None:
     Raises:
         ValueError: the content holds NaN or infinity.
     """
-    write_atomically(path, (json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
+    write_atomically(
+        path, (json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    )
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -277,12 +279,14 @@ def _canonical(value: object, name: str) -> object:
         return value.tolist()
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
-    raise TypeError(f"{name} is a {type(value).__name__}, which has no canonical form for a configuration hash")
+    raise TypeError(
+        f"{name} is a {type(value).__name__}, which has no canonical form for a configuration hash"
+    )
 
 
 @functools.cache
 def code_version() -> str:
-    """The package version, with the commit when run from a git checkout: `0.1.0+g1a2b3c4d5` (`.dirty` if edited)."""
+    """The package version; in a git checkout with the commit, `0.1.0+g1a2b3c4d5` (`.dirty` if edited)."""
     package = Path(decisionrl.__file__).parent
 
     def git(*arguments: str) -> str:

@@ -154,9 +154,7 @@ def _mean_curve(curves: Sequence[Curve]) -> Curve | None:
     if len(curves) == 1 or any(list(curve.x) != list(first.x) for curve in curves):
         return first
     y = np.array([curve.y for curve in curves], dtype=float)  # [seed, point]
-    return dataclasses.replace(
-        first, y=y.mean(0).tolist(), low=y.min(0).tolist(), high=y.max(0).tolist()
-    )
+    return dataclasses.replace(first, y=y.mean(0).tolist(), low=y.min(0).tolist(), high=y.max(0).tolist())
 
 
 def _finite(value: Any) -> Any:
@@ -172,7 +170,9 @@ def _finite(value: Any) -> Any:
 
 def _curve(content: Any, where: str) -> Curve:
     x = _numbers(content, "x", where)
-    lines = {name: _numbers(content, name, where) for name in ("y", "low", "high") if content.get(name) is not None}
+    lines = {
+        name: _numbers(content, name, where) for name in ("y", "low", "high") if content.get(name) is not None
+    }
     if "y" not in lines:
         raise ResultsError(f"{where}: field 'y': expected a list of numbers, got None")
     for name, line in lines.items():
@@ -200,20 +200,30 @@ def _path(content: Any, where: str) -> SamplePath:
 
 def _network(content: Any, where: str) -> Network:
     try:
-        nodes = [Node(item["name"], item["kind"], float(item.get("stock") or 0.0)) for item in content["nodes"]]
+        nodes = [
+            Node(item["name"], item["kind"], float(item.get("stock") or 0.0)) for item in content["nodes"]
+        ]
         edges = [
-            Edge(item["from"], item["to"], float(item.get("lead_time") or 0.0), float(item.get("flow") or 0.0))
+            Edge(
+                item["from"], item["to"], float(item.get("lead_time") or 0.0), float(item.get("flow") or 0.0)
+            )
             for item in content["edges"]
         ]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ResultsError(f"{where}: expected nodes with name and kind, edges with from and to ({error!r})") from error
+        raise ResultsError(
+            f"{where}: expected nodes with name and kind, edges with from and to ({error!r})"
+        ) from error
     kinds, names = get_args(NodeKind), {node.name for node in nodes}
     for node in nodes:
         if node.kind not in kinds:
-            raise ResultsError(f"{where}: kind of node {node.name!r}: expected one of {', '.join(kinds)}, got {node.kind!r}")
+            raise ResultsError(
+                f"{where}: kind of node {node.name!r}: expected one of {', '.join(kinds)}, got {node.kind!r}"
+            )
     for edge in edges:
         if unknown := {edge.source, edge.target} - names:
-            raise ResultsError(f"{where}: edge {edge.source!r} → {edge.target!r}: no node is named {unknown.pop()!r}")
+            raise ResultsError(
+                f"{where}: edge {edge.source!r} → {edge.target!r}: no node is named {unknown.pop()!r}"
+            )
     return Network(nodes, edges)
 
 
@@ -225,6 +235,10 @@ def _numbers(content: Any, name: str, where: str) -> list[float]:
         raise ResultsError(f"{where}: field {name!r}: expected a list of numbers, got {values!r}") from error
 
 
-def _same_length(line: Sequence[float], other: Sequence[float], name: str, other_name: str, where: str) -> None:
+def _same_length(
+    line: Sequence[float], other: Sequence[float], name: str, other_name: str, where: str
+) -> None:
     if len(line) != len(other):
-        raise ResultsError(f"{where}: field {name!r} has {len(line)} numbers, {other_name!r} has {len(other)}")
+        raise ResultsError(
+            f"{where}: field {name!r} has {len(line)} numbers, {other_name!r} has {len(other)}"
+        )

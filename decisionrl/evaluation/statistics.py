@@ -19,7 +19,7 @@ _RESAMPLED_NUMBERS = 20_000_000  # how many numbers one chunk of resamples may h
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value, the bounds of its confidence interval (None where one number says nothing), and the sample count."""
+    """A value, the bounds of its interval (None where one number says nothing), and the sample count."""
 
     value: float
     low: float | None
@@ -83,7 +83,9 @@ def batch_means(
     values = _vector(path, "path")[discard:]
     length = len(values) // batches if batches >= 2 else 0
     if length == 0:
-        raise ValueError(f"{len(values)} periods after discard={discard} do not make batches={batches} (at least 2)")
+        raise ValueError(
+            f"{len(values)} periods after discard={discard} do not make batches={batches} (at least 2)"
+        )
     means = values[len(values) - length * batches :].reshape(batches, length).mean(axis=1)
     mean = float(means.mean())
     quantile = float(stats.t.ppf((1 + confidence) / 2, batches - 1))
@@ -107,7 +109,9 @@ def paired_difference(
     """
     first, second = _vector(treatment, "treatment"), _vector(baseline, "baseline")
     if len(first) != len(second):
-        raise ValueError(f"treatment has {len(first)} scenarios and baseline {len(second)}; they must be paired")
+        raise ValueError(
+            f"treatment has {len(first)} scenarios and baseline {len(second)}; they must be paired"
+        )
     return bootstrap_mean(first - second, rng=rng, confidence=confidence, resamples=resamples)
 
 

@@ -104,7 +104,7 @@ class Bars:
 
 
 def results_table(rows: Sequence[Row]) -> Table:
-    """The main metric of every case, method and seed: value, interval, gap and what it is relative to, time."""
+    """The main metric of every case, method and seed: value, interval, gap and its reference, time."""
     main = list({(row.case, row.method, row.seed): row for row in reversed(rows)}.values())[::-1]
     seeds = len({row.seed for row in main}) > 1
     metrics = {row.metric for row in main}

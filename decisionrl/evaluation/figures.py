@@ -1,0 +1,323 @@
+"""The figures of a report: learning curves, sample paths and networks, as PNG files and as inline SVG.
+
+Colors are those of the report's light scheme; `to_svg` turns them into the page's CSS variables, so that
+inline figures follow the color scheme of the reader.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path as Outline
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
+
+from decisionrl.evaluation.results import write_atomically
+from decisionrl.evaluation.series import Curve, Edge, Network, SamplePath
+
+INK, MUTED, GRID, PAPER = "#1c2126", "#68707a", "#e1e4e8", "#fefefe"
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#b8568f", "#c78500", "#3d9fd6", "#7159b3", "#5d6570")
+"""Okabe and Ito's colors, darkened where a thin line would be too pale; told apart in all forms of color
+blindness."""
+
+_STYLE: Any = {  # keys are plain strings or literals, by the version of matplotlib
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.minor.size": 0,
+    "ytick.minor.size": 0,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": "none",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "decisionrl",
+}
+_LONGEST_PATH = 150  # periods of a sample path that are still legible
+_NAMED_LINES = 6  # lines of one panel that get a color and a name
+_LABELED_EDGES = 24  # edges of a network that still have room for a label
+
+
+@contextmanager
+def report_style() -> Iterator[None]:
+    """The style in which the figures of this module are made and saved."""
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+def method_color(index: int) -> str:
+    """The color of the index-th method of a report."""
+    return PALETTE[index % len(PALETTE)]
+
+
+def curve_figure(
+    title: str, curves: Mapping[str, Curve], colors: Mapping[str, str], *, better: str | None, legend: bool
+) -> Figure:
+    """Learning curves of one case, the methods overlaid.
+
+    Where every curve has a reference, the relative gap to it on a logarithmic axis; the plain values else.
+    `better` ("lower" or "higher") says which way the gap counts.
+    """
+    figure = Figure(figsize=(3.6, 2.7), layout="constrained")
+    axes = figure.subplots()
+    sign = -1.0 if better == "higher" else 1.0
+    as_gap = all(curve.reference for curve in curves.values())
+    if as_gap:
+        lowest = min((_smallest_gap(curve, sign) for curve in curves.values()), default=math.inf)
+        as_gap = math.isfinite(lowest)
+    for method, curve in curves.items():
+        scale = (lambda y, curve=curve: _percent_gap(y, curve, sign)) if as_gap else np.asarray
+        axes.plot(curve.x, scale(curve.y), color=colors[method], label=method)
+        if curve.low is not None and curve.high is not None:
+            axes.fill_between(
+                curve.x, scale(curve.low), scale(curve.high), color=colors[method], alpha=0.15, linewidth=0
+            )
+    first = next(iter(curves.values()))
+    axes.set_title(title, fontweight="bold")
+    axes.set_xlabel(first.x_label)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(FuncFormatter(_short_number))
+    if as_gap:
+        axes.set_yscale("log")
+        axes.set_ylabel(f"gap of {first.y_label}")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0,)))
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(_percent))
+        few_decades = math.log10(max(axes.get_ylim()) / min(axes.get_ylim())) < 1.6
+        axes.yaxis.set_minor_formatter(FuncFormatter(_percent) if few_decades else NullFormatter())
+    else:
+        axes.set_ylabel(first.y_label)
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        if first.reference is not None:
+            axes.axhline(first.reference, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+    if legend:
+        figure.legend(loc="outside lower center", ncols=min(4, len(curves)))
+    return figure
+
+
+def path_figure(title: str, path: SamplePath) -> Figure:
+    """One sample path: stock on hand above, orders and total demand below, as step lines."""
+    figure = Figure(figsize=(7.4, 4.2), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    shown = slice(max(0, len(path.periods) - _LONGEST_PATH), None)
+    periods = np.asarray(path.periods, dtype=float)[shown]
+    upper.set_title(title, fontweight="bold")
+    _steps(upper, periods, path.stock, shown, "stock on hand")
+    if path.demand:
+        total = np.sum([np.asarray(line, dtype=float)[shown] for line in path.demand.values()], axis=0)
+        lower.fill_between(
+            periods, total, step="post", color=MUTED, alpha=0.18, linewidth=0, label="demand, all"
+        )
+    _steps(lower, periods, path.orders, shown, "ordered")
+    lower.set_xlabel("period")
+    lower.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    lower.set_xlim(periods[0], periods[-1])
+    return figure
+
+
+def network_figure(title: str, network: Network) -> Figure:
+    """A network from left to right: wide edges carry much, large nodes hold much, labels are lead times."""
+    places = place_nodes(network)
+    columns = 1 + max(round(x) for x, _ in places.values())
+    tallest = max(sum(round(x) == column for x, _ in places.values()) for column in range(columns))
+    figure = Figure(figsize=(7.4, min(9.0, max(2.0, 0.9 + 0.42 * tallest))), layout="constrained")
+    axes = figure.subplots()
+    axes.set_axis_off()
+    axes.set_title(title, fontweight="bold")
+    widest = max((edge.flow for edge in network.edges), default=0.0) or 1.0
+    for place, edge in enumerate(network.edges):
+        width = 0.6 + 6.0 * max(0.0, edge.flow) / widest
+        _draw_edge(axes, places, edge, width)
+        if len(network.edges) <= _LABELED_EDGES:
+            _label_edge(axes, places, edge, 0.32 + 0.12 * (place % 4))
+    colors = {"supplier": PALETTE[7], "warehouse": PALETTE[0], "store": PALETTE[1]}
+    most = max((node.stock for node in network.nodes), default=0.0) or 1.0
+    for node in network.nodes:
+        x, y = places[node.name]
+        area = 40 + 420 * max(0.0, node.stock) / most
+        axes.scatter([x], [y], s=area, color=colors[node.kind], edgecolors=PAPER, linewidths=1.5, zorder=3)
+        last = round(x) == columns - 1
+        offset = math.sqrt(area) / 2 + 4
+        label = node.name if node.kind == "supplier" else f"{node.name}  {_short_number(node.stock)}"
+        if last or round(x) == 0:
+            axes.annotate(
+                label,
+                (x, y),
+                xytext=(offset if last else -offset, 0),
+                textcoords="offset points",
+                ha="left" if last else "right",
+                va="center",
+            )
+        else:
+            axes.annotate(
+                label, (x, y), xytext=(0, offset), textcoords="offset points", ha="center", va="bottom"
+            )
+    axes.set_xlim(-0.45, columns - 1 + 0.45)
+    ys = [y for _, y in places.values()]
+    axes.set_ylim(min(ys) - 0.75, max(ys) + 0.75)
+    return figure
+
+
+def place_nodes(network: Network) -> dict[str, tuple[float, float]]:
+    """Column and height of every node: columns by the longest way from a source, heights with few crossings."""
+    depth = {node.name: 0 for node in network.nodes}
+    for _ in network.nodes:  # as many rounds as the longest way can have edges; a cycle cannot go on forever
+        for edge in network.edges:
+            depth[edge.target] = min(len(depth) - 1, max(depth[edge.target], depth[edge.source] + 1))
+    used = sorted(set(depth.values()))
+    columns = [[name for name in depth if depth[name] == level] for level in used]
+    neighbors: dict[str, list[str]] = {name: [] for name in depth}
+    for edge in network.edges:
+        neighbors[edge.target].append(edge.source)
+        neighbors[edge.source].append(edge.target)
+    places: dict[str, tuple[float, float]] = {}
+    for x, column in enumerate(columns):
+        known = {name: [places[other][1] for other in neighbors[name] if other in places] for name in column}
+        column.sort(key=lambda name: -float(np.mean(known[name])) if known[name] else 0.0)
+        height = max(len(other) for other in columns) / len(column)
+        for index, name in enumerate(column):
+            places[name] = float(x), ((len(column) - 1) / 2 - index) * min(height, 3.0)
+    return places
+
+
+def save_png(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG in one atomic step."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=160, metadata={"Software": None})
+    write_atomically(path, buffer.getvalue())
+    return path
+
+
+def to_svg(figure: Figure, *, prefix: str) -> str:
+    """A figure as an SVG element for a page; `prefix` keeps the ids of several figures apart."""
+    buffer = io.StringIO()
+    FigureCanvasSVG(figure).print_figure(
+        buffer,
+        format="svg",
+        facecolor="none",
+        metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+    )
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
+    text = re.sub(r'\bid="', f'id="{prefix}-', text)
+    text = re.sub(r"url\(#", f"url(#{prefix}-", text)
+    text = re.sub(r'xlink:href="#', f'href="#{prefix}-', text)
+    text = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", text)
+    text = re.sub(
+        r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true" focusable="false">', text
+    )
+    variables = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--paper"}
+    variables |= {color: f"--series-{index}" for index, color in enumerate(PALETTE)}
+    for color, variable in variables.items():
+        text = text.replace(color, f"var({variable})")
+    return text
+
+
+def _smallest_gap(curve: Curve, sign: float) -> float:
+    gaps = _percent_gap(curve.y, curve, sign)
+    return float(np.nanmin(gaps)) if np.isfinite(gaps).any() else math.inf
+
+
+def _percent_gap(y: Sequence[float], curve: Curve, sign: float) -> NDArray[np.float64]:
+    """100 (y - reference) / |reference|, positive is worse; NaN where it is not positive."""
+    reference = curve.reference or math.nan
+    gap = 100 * sign * (np.asarray(y, dtype=float) - reference) / abs(reference)
+    return np.where(gap > 0, gap, math.nan)
+
+
+def _steps(
+    axes: Axes,
+    periods: NDArray[np.float64],
+    lines: Mapping[str, Sequence[float]],
+    shown: slice,
+    label: str,
+) -> None:
+    """Step lines; the largest few in color, the rest in gray."""
+    cut = {name: np.asarray(line, dtype=float)[shown] for name, line in lines.items()}
+    largest = sorted(cut, key=lambda name: -float(np.nansum(np.abs(cut[name]))))[:_NAMED_LINES]
+    rest = [name for name in cut if name not in largest]
+    for index, name in enumerate(rest):
+        note = f"{len(rest)} others" if index == 0 else None
+        axes.step(periods, cut[name], where="post", color=MUTED, linewidth=0.7, alpha=0.5, label=note)
+    for index, name in enumerate(name for name in cut if name in largest):
+        axes.step(periods, cut[name], where="post", color=PALETTE[index], linewidth=1.4, label=name)
+    axes.set_ylabel(label)
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.04), handlelength=1.2)
+
+
+def _edge_points(places: Mapping[str, tuple[float, float]], edge: Edge) -> NDArray[np.float64]:
+    """The four control points of the Bézier curve from source to target."""
+    (x0, y0), (x1, y1) = places[edge.source], places[edge.target]
+    bend = 0.45 * (x1 - x0)
+    return np.array([(x0, y0), (x0 + bend, y0), (x1 - bend, y1), (x1, y1)])
+
+
+def _draw_edge(axes: Axes, places: Mapping[str, tuple[float, float]], edge: Edge, width: float) -> None:
+    codes = [Outline.MOVETO, Outline.CURVE4, Outline.CURVE4, Outline.CURVE4]
+    outline = Outline(_edge_points(places, edge), codes)
+    axes.add_patch(
+        PathPatch(outline, facecolor="none", edgecolor=MUTED, linewidth=width, alpha=0.35, capstyle="butt")
+    )
+
+
+def _label_edge(axes: Axes, places: Mapping[str, tuple[float, float]], edge: Edge, at: float) -> None:
+    """The lead time, on the curve at parameter `at`."""
+    weights = np.array([(1 - at) ** 3, 3 * (1 - at) ** 2 * at, 3 * (1 - at) * at**2, at**3])
+    x, y = weights @ _edge_points(places, edge)
+    axes.text(
+        x,
+        y,
+        _short_number(edge.lead_time),
+        fontsize=8,
+        ha="center",
+        va="center",
+        color=INK,
+        bbox={"boxstyle": "round,pad=0.18", "facecolor": PAPER, "edgecolor": GRID, "linewidth": 0.6},
+    )
+
+
+def _short_number(value: float, _position: int | None = None) -> str:
+    """At most three digits and a unit: 12.5, 300, 20k, 1.5M."""
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= 10 * size or (abs(value) >= size and value % (size / 10) == 0):
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _percent(value: float, _position: int | None = None) -> str:
+    return f"{value:g} %"

@@ -1,0 +1,244 @@
+"""What figures are drawn from and rows cannot hold: learning curves, one sample path, the network.
+
+One small file per case and method, `DIR/series/<case>--<method>.json`; every part of it is optional.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+
+from decisionrl.evaluation.results import ResultsError, read_json, write_json
+
+NodeKind = Literal["supplier", "warehouse", "store"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A learning curve: `y` over `x`, with an optional band and the reference on the scale of `y`."""
+
+    x_label: str
+    y_label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    reference: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplePath:
+    """Stock and demand by node and orders by edge (`"a → b"`), one number per period."""
+
+    periods: Sequence[float]
+    stock: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+    orders: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+    demand: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A place that holds stock; `stock` is the mean on hand."""
+
+    name: str
+    kind: NodeKind
+    stock: float = 0.0
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A way goods take; `flow` is the mean number of units per period, `lead_time` in periods."""
+
+    source: str
+    target: str
+    lead_time: float = 0.0
+    flow: float = 0.0
+
+
+@dataclass(frozen=True)
+class Network:
+    """Nodes and the directed edges between them."""
+
+    nodes: Sequence[Node]
+    edges: Sequence[Edge]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """All curves of one case and method."""
+
+    curve: Curve | None = None
+    path: SamplePath | None = None
+    network: Network | None = None
+
+
+def series_file(directory: Path, case: str, method: str) -> Path:
+    """Where the series of a case and method are kept."""
+    return directory / "series" / f"{case}--{method}.json"
+
+
+def write_series(directory: Path, case: str, method: str, series: Series) -> None:
+    """Write the series of one case and method in one atomic step; numbers that are not finite become null."""
+    content = {"case": case, "method": method, **series_to_json(series)}
+    write_json(series_file(directory, case, method), content)
+
+
+def read_series(directory: Path) -> dict[tuple[str, str], Series]:
+    """All series under `directory`, by (case, method).
+
+    Raises:
+        ResultsError: a file that does not hold a series; names the file and the field.
+    """
+    found = {}
+    for path in sorted((directory / "series").glob("*.json")):
+        content = read_json(path)
+        if not isinstance(content, Mapping):
+            raise ResultsError(f"{path}: expected an object, got {type(content).__name__}")
+        for name in ("case", "method"):
+            if not isinstance(content.get(name), str):
+                raise ResultsError(f"{path}: field {name!r}: expected a string, got {content.get(name)!r}")
+        found[content["case"], content["method"]] = series_from_json(content, where=str(path))
+    return found
+
+
+def series_to_json(series: Series) -> dict[str, Any]:
+    """The parts that are there, as JSON content."""
+    content: dict[str, Any] = {}
+    if series.curve is not None:
+        content["curve"] = _finite(dataclasses.asdict(series.curve))
+    if series.path is not None:
+        content["path"] = _finite(dataclasses.asdict(series.path))
+    if series.network is not None:
+        edges = [
+            {"from": edge.source, "to": edge.target, "lead_time": edge.lead_time, "flow": edge.flow}
+            for edge in series.network.edges
+        ]
+        nodes = [dataclasses.asdict(node) for node in series.network.nodes]
+        content["network"] = _finite({"nodes": nodes, "edges": edges})
+    return content
+
+
+def series_from_json(content: Mapping[str, Any], *, where: str) -> Series:
+    """Series from JSON content; null in a list of numbers becomes NaN, which leaves a hole in a line."""
+    curve, path, network = (content.get(name) for name in ("curve", "path", "network"))
+    return Series(
+        curve=None if curve is None else _curve(curve, f"{where}: curve"),
+        path=None if path is None else _path(path, f"{where}: path"),
+        network=None if network is None else _network(network, f"{where}: network"),
+    )
+
+
+def merge_seeds(runs: Sequence[Series]) -> Series:
+    """One series for several seeds: the mean curve with the range of the seeds as its band.
+
+    Sample path and network are those of the first seed that has them, and so is the curve where the seeds
+    were not measured at the same points.
+    """
+    return Series(
+        curve=_mean_curve([run.curve for run in runs if run.curve is not None]),
+        path=next((run.path for run in runs if run.path is not None), None),
+        network=next((run.network for run in runs if run.network is not None), None),
+    )
+
+
+def _mean_curve(curves: Sequence[Curve]) -> Curve | None:
+    if not curves:
+        return None
+    first = curves[0]
+    if len(curves) == 1 or any(list(curve.x) != list(first.x) for curve in curves):
+        return first
+    y = np.array([curve.y for curve in curves], dtype=float)  # [seed, point]
+    return dataclasses.replace(first, y=y.mean(0).tolist(), low=y.min(0).tolist(), high=y.max(0).tolist())
+
+
+def _finite(value: Any) -> Any:
+    """JSON content in which NaN and infinity are null."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_finite(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _curve(content: Any, where: str) -> Curve:
+    x = _numbers(content, "x", where)
+    lines = {
+        name: _numbers(content, name, where) for name in ("y", "low", "high") if content.get(name) is not None
+    }
+    if "y" not in lines:
+        raise ResultsError(f"{where}: field 'y': expected a list of numbers, got None")
+    for name, line in lines.items():
+        _same_length(line, x, name, "x", where)
+    reference = content.get("reference")
+    return Curve(
+        x_label=str(content.get("x_label", "step")),
+        y_label=str(content.get("y_label", "value")),
+        x=x,
+        reference=None if reference is None else float(reference),
+        **cast(dict[str, Any], lines),
+    )
+
+
+def _path(content: Any, where: str) -> SamplePath:
+    periods = _numbers(content, "periods", where)
+    parts: dict[str, Mapping[str, Sequence[float]]] = {}
+    for part in ("stock", "orders", "demand"):
+        lines = content.get(part) or {}
+        parts[part] = {name: _numbers(lines, name, f"{where}: {part}") for name in lines}
+        for name, line in parts[part].items():
+            _same_length(line, periods, f"{part}[{name!r}]", "periods", where)
+    return SamplePath(periods=periods, **parts)
+
+
+def _network(content: Any, where: str) -> Network:
+    try:
+        nodes = [
+            Node(item["name"], item["kind"], float(item.get("stock") or 0.0)) for item in content["nodes"]
+        ]
+        edges = [
+            Edge(
+                item["from"], item["to"], float(item.get("lead_time") or 0.0), float(item.get("flow") or 0.0)
+            )
+            for item in content["edges"]
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ResultsError(
+            f"{where}: expected nodes with name and kind, edges with from and to ({error!r})"
+        ) from error
+    kinds, names = get_args(NodeKind), {node.name for node in nodes}
+    for node in nodes:
+        if node.kind not in kinds:
+            raise ResultsError(
+                f"{where}: kind of node {node.name!r}: expected one of {', '.join(kinds)}, got {node.kind!r}"
+            )
+    for edge in edges:
+        if unknown := {edge.source, edge.target} - names:
+            raise ResultsError(
+                f"{where}: edge {edge.source!r} → {edge.target!r}: no node is named {unknown.pop()!r}"
+            )
+    return Network(nodes, edges)
+
+
+def _numbers(content: Any, name: str, where: str) -> list[float]:
+    values = content.get(name) if isinstance(content, Mapping) else None
+    try:
+        return [math.nan if value is None else float(value) for value in values]  # type: ignore[union-attr]
+    except (TypeError, ValueError) as error:
+        raise ResultsError(f"{where}: field {name!r}: expected a list of numbers, got {values!r}") from error
+
+
+def _same_length(
+    line: Sequence[float], other: Sequence[float], name: str, other_name: str, where: str
+) -> None:
+    if len(line) != len(other):
+        raise ResultsError(
+            f"{where}: field {name!r} has {len(line)} numbers, {other_name!r} has {len(other)}"
+        )

@@ -1,0 +1,177 @@
+"""Run directories: what was run, with what, and whether it may go on.
+
+::
+
+    DIR/config.json      every resolved setting
+    DIR/run.json         seed, device, threads, versions
+    DIR/checkpoints/     see decisionrl.checkpoint
+    DIR/...              what the callbacks write: metrics.jsonl, best.safetensors, tensorboard/
+"""
+
+import json
+import math
+import os
+import platform
+import subprocess
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import decisionrl
+from decisionrl import distributed
+
+CONFIG = "config.json"
+RUN = "run.json"
+CHECKPOINTS = "checkpoints"
+
+
+class RunError(RuntimeError):
+    """A run directory cannot be used as asked."""
+
+
+def open_directory(
+    out: Path, *, config: Mapping[str, Any], seed: int | None, device: str, resume: bool
+) -> None:
+    """Start a run in ``out``, or check that the run there is the one to resume.
+
+    Raises:
+        RunError: a run is there and ``resume`` is False, or its config or seed differ (names the field).
+        TypeError: a config value is not plain (names the field).
+    """
+    distributed.wait_for_all()
+    if distributed.is_main():
+        plain = _plain(config, "config")
+        if not (out / CONFIG).exists():
+            out.mkdir(parents=True, exist_ok=True)
+            _write_json(out / RUN, {"seed": seed, **environment(device)})
+            _write_json(out / CONFIG, plain)  # last: its presence is what makes the directory a run
+        elif not resume:
+            raise RunError(f"{out} holds a run already; resume it, or choose another directory")
+        else:
+            _check_same(out, plain, seed, device)
+    distributed.wait_for_all()
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What a run's numbers depend on besides its config and seed."""
+    return {
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "processes": distributed.processes(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "decisionrl": decisionrl.__version__,
+        "commit": _commit(),
+    }
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary path to write; it then takes the place of ``path``.
+
+    A crash, or a power failure, leaves either the old file or the new one.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a directory, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_same(out: Path, config: Any, seed: int | None, device: str) -> None:
+    saved_config = _read_json(out / CONFIG)
+    saved_run = _read_json(out / RUN)
+    differences = _differences(saved_config, config, "config") + _differences(saved_run["seed"], seed, "seed")
+    if differences:
+        raise RunError(f"cannot resume {out}: {'; '.join(differences)}")
+    now = environment(device)
+    changed = [f"{key} {saved_run.get(key)} -> {now[key]}" for key in now if saved_run.get(key) != now[key]]
+    if changed:
+        warnings.warn(
+            f"resuming {out} in another environment, so its numbers may differ: {', '.join(changed)}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+def _differences(saved: Any, now: Any, field: str) -> list[str]:
+    """Each field that differs, with both values."""
+    if isinstance(saved, dict) and isinstance(now, dict):
+        absent = object()
+        return [
+            difference
+            for key in sorted(saved.keys() | now.keys())
+            for difference in _differences(saved.get(key, absent), now.get(key, absent), f"{field}.{key}")
+        ]
+    if type(saved) is type(now) and saved == now:
+        return []
+    return [f"{field} was {_shown(saved)} and is now {_shown(now)}"]
+
+
+def _shown(value: Any) -> str:
+    return "absent" if type(value) is object else repr(value)
+
+
+def _plain(value: Any, field: str) -> Any:
+    """A copy of plain nested data as JSON would give it back."""
+    if value is None or type(value) in (bool, int, str):
+        return value
+    if type(value) is float:
+        return value if math.isfinite(value) else repr(value)
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise TypeError(f"{field}: the key {key!r} is not a string")
+        return {key: _plain(item, f"{field}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{field}[{i}]") for i, item in enumerate(value)]
+    raise TypeError(
+        f"{field} is a {type(value).__name__}; a config holds None, bool, int, float, str, lists and dicts"
+    )
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that the package is run from; None outside one."""
+    here = Path(__file__)
+    try:
+        tracked = _git(here.parent, "ls-files", "--error-unmatch", here.name)
+        return tracked and _git(here.parent, "rev-parse", "HEAD")
+    except (OSError, subprocess.TimeoutExpired):  # no git here
+        return None
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(directory), *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    return result.stdout.strip() if result.returncode == 0 else None

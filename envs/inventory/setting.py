@@ -95,8 +95,8 @@ class Setting:
     history: how many past demands a policy sees (0 for stationary settings). per_scenario: draws of
     holding_cost, underage_cost (all stores) and lead_time (all edges into stores), one value a scenario.
     initial_stock: initial slots are uniform in this range times the mean demand, over initial_periods slots.
-    phases: "train", "dev", "test" of the paper. seeds: of the paper's recipe (demand, test_demand,
-    initial_stock).
+    phases: "train", "dev", "test" of the paper. seeds: of the paper's recipe (demand_seed,
+    test_demand_seed, initial_stock_seed, test_initial_stock_seed).
     """
 
     name: str
@@ -256,6 +256,7 @@ def _parse(raw: dict[str, Any], *, name: str, folder: Path, data: str | Path | N
     stock.finish()
     paper = top.table("paper", {})
     seeds = {key: paper.get(key, int, 0) for key in ("demand_seed", "test_demand_seed", "initial_stock_seed")}
+    seeds["test_initial_stock_seed"] = paper.get("test_initial_stock_seed", int, seeds["initial_stock_seed"])
     phases = {
         key: _parse_phase(paper.table(key)) for key in ("train", "dev", "test") if key in raw.get("paper", {})
     }

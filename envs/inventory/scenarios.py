@@ -1,0 +1,169 @@
+"""Batches of exogenous paths: fresh draws, the paper's fixed sets, and slices of real series."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from decisionrl.envs.inventory.demand import DemandError, SeriesDemand, StationaryDemand
+from decisionrl.envs.inventory.setting import Setting, SettingError, scenario_values
+from decisionrl.envs.inventory.simulator import Parameters, Scenario, Simulator, Slots
+
+Split = Literal["train", "dev", "test"]
+
+
+def make_simulator(
+    setting: Setting, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> Simulator:
+    """The simulator of a setting's network, with a pipeline long enough for its initial stock."""
+    return Simulator(
+        setting.network,
+        device=device,
+        dtype=dtype,
+        min_slots=setting.initial_periods,
+        lead_time_range=setting.lead_time_range,
+    )
+
+
+def stationary_demand(setting: Setting) -> StationaryDemand:
+    """The setting's demand process; DemandError if it is a finite table of series."""
+    if isinstance(setting.demand, SeriesDemand):
+        raise DemandError(
+            f"setting {setting.name!r} has a finite table of series; fresh paths need a normal, poisson or "
+            "negative_binomial demand"
+        )
+    return setting.demand
+
+
+def initial_slots(
+    setting: Setting, simulator: Simulator, batch: int, generator: torch.Generator
+) -> Slots:
+    """Stores start with uniform multiples of their mean demand in the first slots, warehouses empty."""
+    network = setting.network
+    shape = (setting.initial_periods, batch, network.num_stores)
+    low, high = setting.initial_stock
+    draws = torch.rand(shape, generator=generator, device=simulator.device, dtype=simulator.dtype)
+    mean = torch.as_tensor(setting.demand.mean, device=simulator.device, dtype=simulator.dtype)
+    stock = simulator.node_demand((low + (high - low) * draws) * mean)
+    empty = simulator.empty_slots(batch)
+    return (*stock.unbind(0), *empty[setting.initial_periods :])
+
+
+def fresh_scenarios(
+    setting: Setting,
+    simulator: Simulator,
+    *,
+    batch: int,
+    periods: int,
+    generator: torch.Generator,
+    slots: Slots | None = None,
+) -> Scenario:
+    """New demand paths from a stationary process; from random initial stock unless ``slots`` is given."""
+    demand = stationary_demand(setting)
+    if slots is None:
+        slots = initial_slots(setting, simulator, batch, generator)
+    return Scenario(
+        slots=slots,
+        demand=demand.sample(periods, batch, generator, simulator.dtype),
+        parameters=scenario_parameters(setting, simulator, batch),
+    )
+
+
+def scenario_parameters(setting: Setting, simulator: Simulator, batch: int) -> Parameters:
+    """Costs and lead times, with a leading batch dimension where they vary by scenario."""
+    parameters = simulator.parameters
+    for name, draw in setting.per_scenario.items():
+        values = scenario_values(draw, batch)
+        if len(values) < batch:
+            raise SettingError(f"{name}: {len(values)} values in the file; valid: at least {batch}, one a scenario")
+        column = torch.as_tensor(values, device=simulator.device, dtype=simulator.dtype)[:, None]
+        base = getattr(parameters, name)
+        parameters = parameters._replace(**{name: column.expand(batch, base.shape[-1])})
+    return parameters
+
+
+def series_scenarios(setting: Setting, simulator: Simulator, split: Split) -> Scenario:
+    """All items of a setting's series over the columns of one split, starting without stock."""
+    demand = setting.demand
+    if not isinstance(demand, SeriesDemand):
+        raise DemandError(f"setting {setting.name!r} has no series; it draws its demand")
+    phase = setting.phases[split]
+    first, last = phase.columns or (0, demand.table.shape[2])
+    last = min(last, first + setting.history + phase.periods)
+    table = demand.table[: phase.scenarios, :, first:last]
+    days = demand.days_from_christmas[first + setting.history :][: phase.periods + 1]
+    # The policy of period t is shown the calendar of the week it orders in.
+    return Scenario(
+        slots=simulator.empty_slots(table.shape[0]),
+        demand=table.permute(2, 0, 1).contiguous().to(simulator.device, simulator.dtype),
+        parameters=scenario_parameters(setting, simulator, table.shape[0]),
+        history=setting.history,
+        time=days[:, None].to(simulator.device, simulator.dtype) / DAYS_SCALE,
+    )
+
+
+DAYS_SCALE = 182.0
+"""Days from Christmas run from -182 to 182; the time feature is shown in units of half a year."""
+
+
+def paper_scenarios(
+    setting: Setting, simulator: Simulator, split: Split, *, scenarios: int | None = None, periods: int | None = None
+) -> Scenario:
+    """The fixed sample of the paper's released code, by numpy's legacy generators (specification 1.6).
+
+    Training and development sets are one draw, of which the first scenarios are the development set. The
+    streams are bit-compatible for one store; the multivariate normal goes through an SVD and may differ
+    between builds of LAPACK. scenarios, periods: fewer than the paper's (the draw is then another one).
+    """
+    if setting.is_series:
+        return series_scenarios(setting, simulator, split)
+    demand = stationary_demand(setting)
+    network, phases = setting.network, setting.phases
+    shift = 0
+    if network.num_nodes == 1:
+        store = network.nodes[0]
+        shift = int(network.lead_times[0] + 10 * (store.underage_cost or 0.0))
+    if split == "test":
+        total, horizon = phases["test"].scenarios, phases["test"].periods
+        seed, stock_seed = setting.seeds["test_demand_seed"], setting.seeds["test_initial_stock_seed"]
+    else:
+        total = phases["train"].scenarios + phases["dev"].scenarios
+        horizon = max(phases["train"].periods, phases["dev"].periods)
+        seed, stock_seed = setting.seeds["demand_seed"], setting.seeds["initial_stock_seed"]
+    total, horizon = scenarios or total, periods or horizon
+    paths = demand.sample_legacy(np.random.RandomState(seed + shift), total, horizon)
+    mean = paths.mean(axis=(0, 2))
+    low, high = setting.initial_stock
+    multiples = np.random.RandomState(stock_seed).uniform(low, high, (total, len(mean), setting.initial_periods))
+    stock = simulator.node_demand(_tensor(multiples * mean[None, :, None], simulator).permute(2, 0, 1))
+    empty = simulator.empty_slots(total)
+    everything = Scenario(
+        slots=(*stock.unbind(0), *empty[setting.initial_periods :]),
+        demand=_tensor(paths, simulator).permute(2, 0, 1).contiguous(),
+        parameters=scenario_parameters(setting, simulator, total),
+    )
+    if split == "test" or scenarios is not None:
+        return everything
+    dev = phases["dev"].scenarios
+    index = slice(0, dev) if split == "dev" else slice(dev, None)
+    part = take(everything, index)
+    return dataclasses.replace(part, demand=part.demand[: phases[split].periods])
+
+
+def take(scenario: Scenario, index: Tensor | slice) -> Scenario:
+    """Some of the scenarios."""
+    parameters = Parameters(*(value[index] if value.ndim > 1 else value for value in scenario.parameters))
+    return dataclasses.replace(
+        scenario,
+        slots=tuple(slot[index] for slot in scenario.slots),
+        demand=scenario.demand[:, index],
+        parameters=parameters,
+    )
+
+
+def _tensor(values: np.ndarray, simulator: Simulator) -> Tensor:
+    return torch.as_tensor(values, dtype=simulator.dtype).to(simulator.device)

@@ -1,8 +1,8 @@
 """Exact optima and rigorous lower bounds for the inventory settings, to measure learned policies against.
 
 Timing is that of the simulator. In period t a location orders, then demand d_t is met from the stock on hand,
-then holding and underage costs are charged on what is left, and an order of period t with lead time L is usable
-for the demand of period t + L. Costs are long-run averages per period; stock and demand are in units.
+then holding and underage costs are charged on what is left, and an order of period t with lead time L is
+usable for the demand of period t + L. Costs are long-run averages per period; stock and demand are in units.
 
 | system                              | oracle                                                              |
 |-------------------------------------|---------------------------------------------------------------------|

@@ -34,15 +34,19 @@ def check_costs(holding_cost: float, underage_cost: float) -> None:
 
 
 def checked_pmf(pmf: ArrayLike) -> NDArray[np.float64]:
-    """`pmf` as an array [K] that sums to one exactly; ValueError unless it is a distribution up to 1e-9."""
+    """`pmf` as an array [K] rescaled to sum 1; ValueError unless a distribution with a positive mean."""
     probabilities = np.asarray(pmf, dtype=np.float64)
     if probabilities.ndim != 1 or probabilities.size == 0:
-        raise ValueError(f"pmf has shape {probabilities.shape}, it must be a vector of at least one probability")
+        raise ValueError(
+            f"pmf has shape {probabilities.shape}, it must be a vector of at least one probability"
+        )
     if not np.isfinite(probabilities).all() or probabilities.min() < 0.0:
         raise ValueError(f"pmf has the entry {probabilities.min()}, all must be finite and at least 0")
     total = float(probabilities.sum())
     if abs(total - 1.0) > 1e-9:
         raise ValueError(f"pmf sums to {total}, it must sum to 1")
+    if not probabilities[1:].any():
+        raise ValueError("pmf has no demand above 0, some entry after the first must be above 0")
     return probabilities / total
 
 

@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import signal, stats
-
 from decisionrl.envs.inventory.oracles._checks import (
     check_costs,
     check_finite,
@@ -18,8 +15,10 @@ from decisionrl.envs.inventory.oracles._checks import (
     checked_positive_vector,
 )
 from decisionrl.envs.inventory.oracles.demand import clipped_normal_pmf, convolve_pmf, newsvendor_costs
+from numpy.typing import NDArray
+from scipy import signal, stats
 
-# Lattice cells per standard deviation of demand: levels and costs are then exact to about 1e-6 of a deviation.
+# Lattice cells per standard deviation of demand: five digits of the levels and costs are then exact.
 _CELLS_PER_STD = 256
 
 
@@ -44,8 +43,8 @@ def newsvendor_base_stock(
     """Optimal base stock of one store with backlogging: S* = argmin E[h (S − D_{L+1})⁺ + p (D_{L+1} − S)⁺].
 
     D_{L+1} is the demand of L + 1 periods. With z = Φ⁻¹(p / (p + h)) and normal demand that is not clipped,
-    S* = (L + 1) μ + z σ √(L + 1) at cost (h + p) φ(z) σ √(L + 1) (Zipkin, Foundations of Inventory Management,
-    2000, section 6.4).
+    S* = (L + 1) μ + z σ √(L + 1) at cost (h + p) φ(z) σ √(L + 1) (Zipkin, Foundations of Inventory
+    Management, 2000, section 6.4).
 
     Args:
         lead_time: L ≥ 1, in periods.
@@ -77,7 +76,7 @@ def newsvendor_base_stock(
 
 @dataclass(frozen=True)
 class EchelonBaseStock:
-    """Echelon base-stock levels of a serial chain (units, downstream first) and the average cost per period."""
+    """Echelon base-stock levels of a serial chain (units, downstream first) and average cost per period."""
 
     levels: tuple[float, ...]
     cost: float
@@ -95,15 +94,17 @@ def clark_scarf(
 ) -> EchelonBaseStock:
     """Optimal echelon base-stock policy of a serial chain with backlogging and demand max(0, N(μ, σ²)).
 
-    Stages are listed downstream first: store, warehouse, last echelon, …, first echelon. Stage j orders up to
-    S_j of its echelon position (its own stock, on hand and on order, and everything downstream, less the backlog).
-    With D_k the demand of k periods and the stages numbered from 1,
+    Stages are listed downstream first: store, warehouse, last echelon, …, first echelon. Stage j orders so that
+    its echelon position (what is on hand and on order there and all downstream, less the backlog) is S_j. With
+    D_k the demand of k periods and the stages numbered from 1,
 
-        C_1(y) = E[h_1 (y − D_{L_1+1})⁺ + p (D_{L_1+1} − y)⁺],   S_{j−1} = argmin_y C_{j−1}(y) − h_j y,
-        C_j(y) = E[h_j (y − D_{L_j}) + (C_{j−1} − h_j·id)(min(S_{j−1}, y − D_{L_j}))],   cost = min C_N = C_N(S_N)
+        C_1(y) = E[h_1 (y − D_{L_1+1})⁺ + p (D_{L_1+1} − y)⁺],
+        S_{j−1} = argmin_y C_{j−1}(y) − h_j y,
+        C_j(y) = E[h_j (y − D_{L_j}) + (C_{j−1} − h_j·id)(min(S_{j−1}, y − D_{L_j}))],
+        cost = C_N(S_N) = min_y C_N(y)
 
-    (Clark and Scarf, Management Science 6(4), 1960, with local holding costs: stage j pays h_j per unit on hand
-    there). Units in transit cost nothing, as in the simulator, unless `pipeline_cost` is set.
+    (Clark and Scarf, Management Science 6(4), 1960, here with local holding costs: stage j pays h_j per unit on
+    hand). Units in transit cost nothing, as in the simulator, unless `pipeline_cost` is set.
 
     Args:
         lead_times: L_j ≥ 0 in periods, [N]. The simulator needs L_j ≥ 1; a store with 0 receives its order
@@ -123,7 +124,9 @@ def clark_scarf(
     if np.any(np.diff(holding) >= 0.0):
         raise ValueError(f"holding_costs is {holding.tolist()}, it must decrease strictly upstream")
     if len(lead_times) != len(holding):
-        raise ValueError(f"lead_times has {len(lead_times)} entries, it must have one per stage, {len(holding)}")
+        raise ValueError(
+            f"lead_times has {len(lead_times)} entries, it must have one per stage, {len(holding)}"
+        )
     for lead_time in lead_times:
         check_integer("lead_times", lead_time, 0)
     check_positive("underage_cost", underage_cost)
@@ -136,7 +139,8 @@ def clark_scarf(
     # No level exceeds the largest demand of the whole lead time: that sets the grid y = 0, width, …
     size = (sum(lead_times) + 1) * (len(demand) - 1) + 1
     position = width * np.arange(size)
-    first = np.pad(convolve_pmf(demand, lead_times[0] + 1), (0, (sum(lead_times) - lead_times[0]) * (len(demand) - 1)))
+    first = convolve_pmf(demand, lead_times[0] + 1)
+    first = np.pad(first, (0, size - len(first)))
     costs = newsvendor_costs(first, holding_cost=holding[0], underage_cost=underage_cost, width=width)
 
     levels: list[float] = []
@@ -146,8 +150,8 @@ def clark_scarf(
         levels.append(level)
         # Above S the stage below takes only S: the function is flat there.
         echelon[position > level] = lowest
-        slope = underage_cost + rate
-        costs = rate * (position - lead_time * mean) + _expectation(echelon, convolve_pmf(demand, lead_time), slope * width)
+        ahead = _expectation(echelon, convolve_pmf(demand, lead_time), drop=(underage_cost + rate) * width)
+        costs = rate * (position - lead_time * mean) + ahead
     level, cost = _parabolic_minimum(costs, width)
     if pipeline_cost:
         cost += mean * float(np.dot(holding[1:], lead_times[:-1]))
@@ -157,7 +161,7 @@ def clark_scarf(
 def _expectation(values: NDArray[np.float64], pmf: NDArray[np.float64], drop: float) -> NDArray[np.float64]:
     """E f(y − D) on the grid of `values` = f(0), f(1), …; below 0, f falls by `drop` per cell towards 0.
 
-    Below zero a cost is affine in the position, because demand is never negative: the store has a backlog for sure.
+    Below zero a cost is affine, because demand is never negative: the store has a backlog for sure.
     """
     below = values[0] + drop * np.arange(len(pmf) - 1, 0, -1)
     expected: NDArray[np.float64] = signal.fftconvolve(np.concatenate((below, values)), pmf, mode="valid")

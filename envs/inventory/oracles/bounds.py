@@ -7,9 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy import stats
-
 from decisionrl.envs.inventory.oracles._checks import (
     check_costs,
     check_integer,
@@ -17,6 +14,8 @@ from decisionrl.envs.inventory.oracles._checks import (
     checked_vector,
 )
 from decisionrl.envs.inventory.oracles.backlogged import newsvendor_base_stock
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,8 @@ def transshipment_lower_bound(
 ) -> TransshipmentBound:
     """Lower bound of one warehouse that never holds stock and S backlogged stores with normal demand.
 
-    Stores may be rebalanced for free in the relaxation. With z = Φ⁻¹(p / (p + h)), s the standard deviations and
-    s_tot² = ρ (Σ s)² + (1 − ρ) Σ s²,
+    Stores may be rebalanced for free in the relaxation. With z = Φ⁻¹(p / (p + h)), s the standard deviations
+    and s_tot² = ρ (Σ s)² + (1 − ρ) Σ s²,
 
         cost = (h + p) φ(z) √((L + 1)(Σ s)² + L_w s_tot²) / S,
         warehouse level Y = (L + 1 + L_w) Σ μ + z √((L + 1)(Σ s)² + L_w s_tot²)
@@ -73,7 +72,9 @@ def transshipment_lower_bound(
     stds = checked_positive_vector("demand_stds", demand_stds, len(means))
     lowest = -1.0 / (len(means) - 1) if len(means) > 1 else -1.0
     if not lowest <= correlation <= 1.0:
-        raise ValueError(f"correlation is {correlation!r}, it must be in [{lowest:.6g}, 1] for {len(means)} stores")
+        raise ValueError(
+            f"correlation is {correlation!r}, it must be in [{lowest:.6g}, 1] for {len(means)} stores"
+        )
     pooled = stds.sum() ** 2
     total_variance = correlation * pooled + (1.0 - correlation) * (stds**2).sum()
     spread = math.sqrt((store_lead_time + 1) * pooled + warehouse_lead_time * total_variance)
@@ -96,12 +97,12 @@ def lost_sales_relaxation_bound(
 ) -> NDArray[np.float64]:
     """Lower bounds per period, [S], of the cost at each store of a warehouse system with lost demand.
 
-    Their sum bounds the cost of the system: warehouse costs are at least zero, and an unlimited warehouse can only
-    help. Each entry is the largest over l = 0, …, L of the optimal backlogged cost with lead time l and underage
-    cost p / (l + 1), which bounds the lost-sales cost with lead time l (Janakiraman, Seshadri and Shanthikumar,
-    Operations Research 55(5), 2007): if every lost unit is backlogged and ordered anew, it waits for l + 1 periods.
-    A longer lead time cannot help, since an order can always be delayed. l = 0 is the one-period newsvendor cost
-    min_y E[h (y − d)⁺ + p (d − y)⁺].
+    Their sum bounds the cost of the system: warehouse costs are at least zero, and an unlimited warehouse can
+    only help. Each entry is the largest over l = 0, …, L of the optimal backlogged cost with lead time l and
+    underage cost p / (l + 1). That bounds the lost-sales cost with lead time l (Janakiraman, Seshadri and
+    Shanthikumar, Operations Research 55(5), 2007): if every lost unit is backlogged and ordered anew instead,
+    it waits for l + 1 periods. And a longer lead time cannot help, since an order can always be delayed. The
+    case l = 0 is the one-period newsvendor cost min_y E[h (y − d)⁺ + p (d − y)⁺].
 
     Demand is max(0, N(μ, s²)), independent over time, with any correlation between stores. l = 0 is in closed
     form; l ≥ 1 is computed on a lattice and carries its error, below 1e-5 of the cost.

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from decisionrl.envs.inventory.oracles._checks import check_finite, check_integer, check_positive
 from numpy.typing import NDArray
 from scipy import fft, stats
-
-from decisionrl.envs.inventory.oracles._checks import check_finite, check_integer, check_positive
 
 # Beyond this many standard deviations a normal has less mass (1e-19) than double precision can resolve.
 _NORMAL_REACH = 9.0
@@ -21,8 +20,9 @@ def poisson_pmf(*, mean: float) -> NDArray[np.float64]:
     """
     check_positive("mean", mean)
     support = np.arange(int(stats.poisson.isf(1e-16, mean)) + 2)
-    pmf = np.asarray(stats.poisson.pmf(support, mean), dtype=np.float64)
-    return pmf / pmf.sum()
+    pmf: NDArray[np.float64] = np.asarray(stats.poisson.pmf(support, mean))
+    pmf /= pmf.sum()
+    return pmf
 
 
 def clipped_normal_pmf(*, mean: float, std: float, width: float) -> NDArray[np.float64]:
@@ -38,7 +38,8 @@ def clipped_normal_pmf(*, mean: float, std: float, width: float) -> NDArray[np.f
     cells = max(1, math.ceil((mean + _NORMAL_REACH * std) / width))
     upper_edges = (np.arange(cells + 1) + 0.5) * width
     pmf: NDArray[np.float64] = np.diff(stats.norm.cdf(upper_edges, loc=mean, scale=std), prepend=0.0)
-    return pmf / pmf.sum()
+    pmf /= pmf.sum()
+    return pmf
 
 
 def convolve_pmf(pmf: NDArray[np.float64], periods: int) -> NDArray[np.float64]:
@@ -50,7 +51,9 @@ def convolve_pmf(pmf: NDArray[np.float64], periods: int) -> NDArray[np.float64]:
     size = periods * (len(pmf) - 1) + 1
     padded = int(fft.next_fast_len(size, real=True))
     folded = fft.irfft(fft.rfft(pmf, padded) ** periods, padded)[:size]
-    return np.clip(np.asarray(folded, dtype=np.float64), 0.0, None)
+    # Rounding in the transform leaves entries of about -1e-17.
+    probabilities: NDArray[np.float64] = np.maximum(folded, 0.0)
+    return probabilities
 
 
 def newsvendor_costs(

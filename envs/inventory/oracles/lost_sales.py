@@ -1,7 +1,7 @@
 """One store that loses unmet demand, with integer orders: the optimal policy and the best simple policies.
 
-The state before an order is x = (x_0, …, x_{L−1}): x_0 units are on hand and x_j arrive in j periods. With order z
-and demand d the next state is ((x_0 − d)⁺ + x_1, x_2, …, x_{L−1}, z), and ((x_0 − d)⁺ + z) where L = 1.
+The state before an order is x = (x_0, …, x_{L−1}): x_0 units are on hand and x_j arrive in j periods. With order
+z and demand d the next state is ((x_0 − d)⁺ + x_1, x_2, …, x_{L−1}, z), and ((x_0 − d)⁺ + z) where L = 1.
 """
 
 from __future__ import annotations
@@ -11,9 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy import sparse
-
 from decisionrl.envs.inventory.oracles._checks import (
     check_costs,
     check_integer,
@@ -21,13 +18,15 @@ from decisionrl.envs.inventory.oracles._checks import (
     checked_pmf,
 )
 from decisionrl.envs.inventory.oracles.demand import convolve_pmf, newsvendor_costs, poisson_pmf
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 # The largest table of (state, order) pairs to allocate: 400 MB of floats.
 _MAX_TABLE = 50_000_000
-_MAX_SWEEPS = 100_000
+_MAX_SWEEPS = 20_000
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class LostSalesOracle:
     iterations: int
 
     def order(self, pipeline: ArrayLike) -> Integers:
-        """Orders [...] for pipelines [..., L] in units: fractions are rounded, values off the table clipped to it.
+        """Orders [...] for pipelines [..., L] in units: fractions are rounded, values off the table clipped.
 
         Raises ValueError if the last axis of `pipeline` is not L long.
         """
@@ -66,7 +65,7 @@ class LostSalesOracle:
 
 @dataclass(frozen=True)
 class CappedBaseStock:
-    """The policy z = min(`cap`, (`level` − Σ x)⁺) in units, no cap where it is None; average cost per period."""
+    """The policy z = min(`cap`, (`level` − Σ x)⁺), in units, and its average cost per period; None: no cap."""
 
     level: int
     cap: int | None
@@ -84,11 +83,11 @@ def solve_lost_sales(
 ) -> LostSalesOracle:
     """Optimal integer orders of one store with lost demand, by relative value iteration.
 
-    V(x) + g = E[h (x_0 − d)⁺ + p (d − x_0)⁺] + min_z E V((x_0 − d)⁺ + x_1, x_2, …, x_{L−1}, z). Sweeps V ← TV stop
-    when the smallest and the largest entry of TV − V, which enclose g, are within `tolerance` (Odoni 1969). The
-    p / (p + h) quantile of the demand of L + 1 periods bounds the stock in the system, that of one period bounds
-    an order (Zipkin, Operations Research 56(5), 2008); both get one unit of slack. Time and memory grow as
-    position_limit · order_limit^L.
+    V(x) + g = E[h (x_0 − d)⁺ + p (d − x_0)⁺] + min_z E V((x_0 − d)⁺ + x_1, x_2, …, x_{L−1}, z). Sweeps V ← TV
+    stop when the smallest and the largest entry of TV − V, which enclose g, are within `tolerance` (Odoni 1969).
+    The p / (p + h) quantile of the demand of L + 1 periods bounds the stock in the system, that of one period
+    bounds an order (Zipkin, Operations Research 56(5), 2008); both get one unit of slack. Time and memory grow
+    as position_limit · order_limit^L.
 
     Args:
         lead_time: L ≥ 1, in periods.
@@ -100,7 +99,7 @@ def solve_lost_sales(
 
     Raises:
         ValueError: an argument is out of its range, or the table would be too large.
-        RuntimeError: the bounds stop closing in, as they can where demand is almost deterministic.
+        RuntimeError: the bounds do not close in, as can happen where demand is (almost) deterministic.
     """
     store = _lost_sales_store(lead_time, holding_cost, underage_cost, demand_mean, pmf, tolerance)
     shape = (store.position_limit + 1,) + (store.order_limit + 1,) * lead_time
@@ -141,8 +140,8 @@ def capped_base_stock_cost(
 ) -> float:
     """Average cost per period of ordering z = min(`cap`, (`level` − Σ x)⁺) at one store with lost demand.
 
-    Exact up to `tolerance`. Without `cap` this is the base-stock policy. `level` ≥ 0 and `cap` ≥ 1 are in units; the
-    other arguments and the errors are those of `solve_lost_sales`.
+    Exact up to `tolerance`. Without `cap` this is the base-stock policy. `level` ≥ 0 and `cap` ≥ 1 are in units;
+    the other arguments and the errors are those of `solve_lost_sales`.
     """
     store = _lost_sales_store(lead_time, holding_cost, underage_cost, demand_mean, pmf, tolerance)
     check_integer("level", level, 0)
@@ -181,15 +180,19 @@ def best_capped_base_stock(
 ) -> CappedBaseStock:
     """The best integer S and r of z = min(r, (S − Σ x)⁺) at one store with lost demand, and its exact cost.
 
-    Searches every S up to the position limit of the optimal policy, with every r up to its order limit and with no
-    cap. Arguments and errors are those of `solve_lost_sales`. The policy is that of Xin, Operations Research 69(1),
-    2021.
+    Searches every S up to the position limit of the optimal policy, with every r up to its order limit and with
+    no cap. Arguments and errors are those of `solve_lost_sales`. The policy is that of Xin, Operations Research
+    69(1), 2021.
     """
     store = _lost_sales_store(lead_time, holding_cost, underage_cost, demand_mean, pmf, tolerance)
     uncapped = _best_base_stock(store)
-    policies = [(s, r) for s in range(store.position_limit + 1) for r in range(1, min(s, store.order_limit) + 1)]
+    policies = [
+        (s, r) for s in range(store.position_limit + 1) for r in range(1, min(s, store.order_limit) + 1)
+    ]
     # Near the usual optimum first: with a good incumbent the other policies are dismissed after a few sweeps.
-    policies.sort(key=lambda policy: abs(policy[0] - uncapped.level) + 2.0 * abs(policy[1] - 1.2 * store.mean))
+    policies.sort(
+        key=lambda policy: abs(policy[0] - uncapped.level) + 2.0 * abs(policy[1] - 1.2 * store.mean)
+    )
     return _search(store, policies, uncapped)
 
 
@@ -245,7 +248,8 @@ def _stage_costs(store: _Store, size: int) -> Floats:
     """E[h (x − d)⁺ + p (d − x)⁺] for x = 0, …, size − 1, [size]."""
     padded = np.pad(store.pmf, (0, max(0, size - len(store.pmf))))
     costs = newsvendor_costs(padded, holding_cost=store.holding_cost, underage_cost=store.underage_cost)
-    return costs[:size]
+    head: Floats = costs[:size]
+    return head
 
 
 def _stock_left(pmf: Floats, size: int) -> Floats:
@@ -266,8 +270,10 @@ def _total(shape: tuple[int, ...]) -> Integers:
     return total
 
 
-def _policy_cost(store: _Store, level: int, cap: int | None, dismiss_above: float = math.inf) -> tuple[float, float]:
-    """Bounds of the average cost of a capped base-stock policy: within the tolerance, or `low` > `dismiss_above`."""
+def _policy_cost(
+    store: _Store, level: int, cap: int | None, dismiss_above: float = math.inf
+) -> tuple[float, float]:
+    """Bounds of the average cost of a policy: within the tolerance, or `low` above `dismiss_above`."""
     transition, costs = _policy_chain(store, level, level if cap is None else min(cap, level))
     values: Floats = np.zeros(len(costs))
     for _ in range(_MAX_SWEEPS):
@@ -315,7 +321,9 @@ def _search(
 ) -> CappedBaseStock:
     """The cheapest of the `incumbent` and the `policies` (level, cap); ties go to the earlier one."""
     for level, cap in policies:
-        # A unit is on order or on hand for at least L + 1 periods, so at most S / (L + 1) are sold per period.
+        if incumbent.cost < store.tolerance:
+            break
+        # A unit is on order or on hand for at least L + 1 periods, so at most S / (L + 1) sell per period.
         sold = min(level / (store.lead_time + 1), store.mean, math.inf if cap is None else cap)
         if store.underage_cost * (store.mean - sold) > incumbent.cost:
             continue
@@ -338,5 +346,6 @@ def _check_table(lead_time: int, shape: tuple[int, ...]) -> None:
 def _not_converged(low: float, high: float, tolerance: float) -> RuntimeError:
     return RuntimeError(
         f"value iteration did not reach tolerance {tolerance} in {_MAX_SWEEPS} sweeps: the cost is in "
-        f"[{low}, {high}]. Almost deterministic demand makes the chain periodic; a larger tolerance may do"
+        f"[{low}, {high}]. With (almost) deterministic demand the chain can be periodic, or its cost depend on "
+        "the first state"
     )

@@ -44,7 +44,7 @@ def newsvendor_base_stock(
 
     D_{L+1} is the demand of L + 1 periods. With z = Φ⁻¹(p / (p + h)) and normal demand that is not clipped,
     S* = (L + 1) μ + z σ √(L + 1) at cost (h + p) φ(z) σ √(L + 1) (Zipkin, Foundations of Inventory
-    Management, 2000, section 6.4).
+    Management, 2000).
 
     Args:
         lead_time: L ≥ 1, in periods.
@@ -94,8 +94,8 @@ def clark_scarf(
 ) -> EchelonBaseStock:
     """Optimal echelon base-stock policy of a serial chain with backlogging and demand max(0, N(μ, σ²)).
 
-    Stages are listed downstream first: store, warehouse, last echelon, …, first echelon. Stage j orders so that
-    its echelon position (what is on hand and on order there and all downstream, less the backlog) is S_j. With
+    Stages are listed downstream first: store, warehouse, last echelon, …, first echelon. Stage j orders so
+    that its echelon position (on hand and on order there and all downstream, less the backlog) is S_j. With
     D_k the demand of k periods and the stages numbered from 1,
 
         C_1(y) = E[h_1 (y − D_{L_1+1})⁺ + p (D_{L_1+1} − y)⁺],
@@ -103,8 +103,8 @@ def clark_scarf(
         C_j(y) = E[h_j (y − D_{L_j}) + (C_{j−1} − h_j·id)(min(S_{j−1}, y − D_{L_j}))],
         cost = C_N(S_N) = min_y C_N(y)
 
-    (Clark and Scarf, Management Science 6(4), 1960, here with local holding costs: stage j pays h_j per unit on
-    hand). Units in transit cost nothing, as in the simulator, unless `pipeline_cost` is set.
+    (Clark and Scarf, Management Science 6(4), 1960, here with local holding costs: stage j pays h_j per unit
+    on hand). Units in transit cost nothing, as in the simulator, unless `pipeline_cost` is set.
 
     Args:
         lead_times: L_j ≥ 0 in periods, [N]. The simulator needs L_j ≥ 1; a store with 0 receives its order

@@ -1,4 +1,4 @@
-"""Closed-form lower bounds for systems with a warehouse, where no exact optimum is known."""
+"""Lower bounds for systems with a warehouse, where no exact optimum is known."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from decisionrl.envs.inventory.oracles._checks import (
 from decisionrl.envs.inventory.oracles.backlogged import newsvendor_base_stock
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
+
+# Sixteen times finer lattices change costs by less than a quarter of this, relatively, for μ ≥ −1.25 s.
+_LATTICE_MARGIN = 1e-5
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def lost_sales_relaxation_bound(
     case l = 0 is the one-period newsvendor cost min_y E[h (y − d)⁺ + p (d − y)⁺].
 
     Demand is max(0, N(μ, s²)), independent over time, with any correlation between stores. l = 0 is in closed
-    form; l ≥ 1 is computed on a lattice and carries its error, below 1e-5 of the cost.
+    form; l ≥ 1 is computed on a lattice and lowered by 1e-5 of itself, more than the error of the lattice.
 
     Args:
         lead_times: L ≥ 1 of the shortest edge into each store, in periods, [S].
@@ -136,7 +139,7 @@ def lost_sales_relaxation_bound(
                 demand_mean=float(means[store]),
                 demand_std=float(stds[store]),
             )
-            bounds[store] = max(bounds[store], relaxed.cost)
+            bounds[store] = max(bounds[store], (1.0 - _LATTICE_MARGIN) * relaxed.cost)
     return bounds
 
 

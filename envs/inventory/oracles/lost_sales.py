@@ -1,7 +1,7 @@
 """One store that loses unmet demand, with integer orders: the optimal policy and the best simple policies.
 
-The state before an order is x = (x_0, …, x_{L−1}): x_0 units are on hand and x_j arrive in j periods. With order
-z and demand d the next state is ((x_0 − d)⁺ + x_1, x_2, …, x_{L−1}, z), and ((x_0 − d)⁺ + z) where L = 1.
+The state before an order is x = (x_0, …, x_{L−1}): x_0 units are on hand and x_j arrive in j periods. With
+order z and demand d the next state is ((x_0 − d)⁺ + x_1, x_2, …, x_{L−1}, z); for L = 1, ((x_0 − d)⁺ + z).
 """
 
 from __future__ import annotations
@@ -65,7 +65,10 @@ class LostSalesOracle:
 
 @dataclass(frozen=True)
 class CappedBaseStock:
-    """The policy z = min(`cap`, (`level` − Σ x)⁺), in units, and its average cost per period; None: no cap."""
+    """The policy z = min(`cap`, (`level` − Σ x)⁺), in units, and its average cost per period.
+
+    `cap` None: orders are not capped.
+    """
 
     level: int
     cap: int | None
@@ -83,11 +86,14 @@ def solve_lost_sales(
 ) -> LostSalesOracle:
     """Optimal integer orders of one store with lost demand, by relative value iteration.
 
-    V(x) + g = E[h (x_0 − d)⁺ + p (d − x_0)⁺] + min_z E V((x_0 − d)⁺ + x_1, x_2, …, x_{L−1}, z). Sweeps V ← TV
-    stop when the smallest and the largest entry of TV − V, which enclose g, are within `tolerance` (Odoni 1969).
-    The p / (p + h) quantile of the demand of L + 1 periods bounds the stock in the system, that of one period
-    bounds an order (Zipkin, Operations Research 56(5), 2008); both get one unit of slack. Time and memory grow
-    as position_limit · order_limit^L.
+    The relative values V and the cost g solve
+
+        V(x) + g = E[h (x_0 − d)⁺ + p (d − x_0)⁺] + min_z E V((x_0 − d)⁺ + x_1, x_2, …, x_{L−1}, z) = TV(x).
+
+    Sweeps V ← TV stop when the smallest and the largest entry of TV − V, which enclose g, are within
+    `tolerance` (Odoni, Operations Research 17(5), 1969). The p / (p + h) quantile of the demand of L + 1
+    periods bounds the stock in the system, and that of one period bounds an order (Zipkin, Operations
+    Research 56(5), 2008); both get one unit of slack. Time and memory grow as position_limit · order_limit^L.
 
     Args:
         lead_time: L ≥ 1, in periods.
@@ -140,8 +146,8 @@ def capped_base_stock_cost(
 ) -> float:
     """Average cost per period of ordering z = min(`cap`, (`level` − Σ x)⁺) at one store with lost demand.
 
-    Exact up to `tolerance`. Without `cap` this is the base-stock policy. `level` ≥ 0 and `cap` ≥ 1 are in units;
-    the other arguments and the errors are those of `solve_lost_sales`.
+    Exact up to `tolerance`. Without `cap` this is the base-stock policy. `level` ≥ 0 and `cap` ≥ 1 are in
+    units; the other arguments and the errors are those of `solve_lost_sales`.
     """
     store = _lost_sales_store(lead_time, holding_cost, underage_cost, demand_mean, pmf, tolerance)
     check_integer("level", level, 0)
@@ -180,9 +186,9 @@ def best_capped_base_stock(
 ) -> CappedBaseStock:
     """The best integer S and r of z = min(r, (S − Σ x)⁺) at one store with lost demand, and its exact cost.
 
-    Searches every S up to the position limit of the optimal policy, with every r up to its order limit and with
-    no cap. Arguments and errors are those of `solve_lost_sales`. The policy is that of Xin, Operations Research
-    69(1), 2021.
+    Searches every S up to the position limit of the optimal policy, with every r up to its order limit and
+    with no cap. Arguments and errors are those of `solve_lost_sales`. The policy is that of Xin, Operations
+    Research 69(1), 2021.
     """
     store = _lost_sales_store(lead_time, holding_cost, underage_cost, demand_mean, pmf, tolerance)
     uncapped = _best_base_stock(store)
@@ -346,6 +352,6 @@ def _check_table(lead_time: int, shape: tuple[int, ...]) -> None:
 def _not_converged(low: float, high: float, tolerance: float) -> RuntimeError:
     return RuntimeError(
         f"value iteration did not reach tolerance {tolerance} in {_MAX_SWEEPS} sweeps: the cost is in "
-        f"[{low}, {high}]. With (almost) deterministic demand the chain can be periodic, or its cost depend on "
-        "the first state"
+        f"[{low}, {high}]. With (almost) deterministic demand the chain can be periodic, or its cost can "
+        "depend on the first state"
     )

@@ -44,8 +44,8 @@ BACKLOGGED = {
     20: ((111.175, 10.2575), (114.400, 12.8611), (117.060, 15.1171), (119.370, 17.1338)),
 }
 
-# max(0, N(5, 2)), store h 1, warehouse h .5 L 3, echelons h .2 L 4 and h .1 L 2: store L -> levels and cost for
-# each penalty. Levels are on a grid of 0.01.
+# max(0, N(5, 2)), store h 1, warehouse h .5 L 3, echelons h .2 L 4 and h .1 L 2: store L -> levels and cost
+# for each penalty. Levels are on a grid of 0.01.
 SERIAL = {
     1: (
         (13.62, 30.68, 54.29, 64.42, 6.8986),
@@ -85,11 +85,11 @@ TRANSSHIPMENT = {
 
 
 def printed(value: float, digits: int) -> Any:
-    """Equal to the printed digits, with a tenth of a unit in the last place for values that round on the edge."""
+    """Equal to the printed digits, give or take a tenth of the last place where rounding is on the edge."""
     return pytest.approx(value, abs=0.6 * 10.0**-digits)
 
 
-# ------------------------------------------------------------------------------------------------ lost sales
+# -------------------------------------------------------------------------------- lost sales
 
 
 @pytest.mark.parametrize(("lead_time", "penalty"), LOST_SALES)
@@ -168,7 +168,7 @@ def test_lost_sales_bounds_on_orders_and_stock_cost_nothing(monkeypatch: pytest.
 def simulated_lost_sales(
     policy: Any, lead_time: int, underage: float, paths: int = 2000, periods: int = 1000, ignored: int = 100
 ) -> tuple[float, float]:
-    """Mean and standard error of the cost per period, h = 1 and Poisson(5), in the simulator's order of events."""
+    """Mean and standard error of the cost per period, for h = 1 and Poisson(5)."""
     generator = np.random.default_rng(7)
     pipeline = np.full((paths, lead_time), 5)
     total = np.zeros(paths)
@@ -270,7 +270,7 @@ def test_order_table_lookup_rounds_and_clips() -> None:
         solved.order(np.zeros((2, 3)))
 
 
-# ------------------------------------------------------------------------------------------------ backlogged
+# -------------------------------------------------------------------------------- backlogged
 
 
 @pytest.mark.parametrize("lead_time", BACKLOGGED)
@@ -363,9 +363,9 @@ def test_lattice_width_does_not_matter(cells: int) -> None:
 def test_serial_vector_of_stockpyl() -> None:
     """stockpyl 1.0: echelon holding costs 4, 3, 1, lead times 1, 1, 2, p = 40, N(10, 2).
 
-    Its documentation prints S = 12.765, 23.497, 46.280 and C = 86.025 on a coarse grid; with x_num=4000, d_num=400
-    it gives 12.770, 23.528, 46.320 and 86.0146. Its store lead time of 1 is 0 here, and it charges the transit to
-    the store for one more period: h_2 · 10 = 40.
+    Its documentation prints S = 12.765, 23.497, 46.280 and C = 86.025 on a coarse grid; with x_num=4000 and
+    d_num=400 it gives 12.770, 23.528, 46.320 and 86.0146. Its store lead time of 1 is 0 here, and it charges
+    the transit to the store for one more period: h_2 · 10 = 40.
     """
     found = oracles.clark_scarf(
         lead_times=[0, 1, 2],
@@ -383,7 +383,7 @@ def test_serial_vector_of_stockpyl() -> None:
 
 
 def simulated_chain(levels: tuple[float, ...]) -> tuple[float, float, float, float]:
-    """Cost without and with transit, each with its standard error, of an echelon base-stock chain of two stages.
+    """Cost without and with transit, each with its standard error, of a chain of two stages.
 
     Store: L 2, h 1, p 9. Warehouse: L 3, h 0.5. Demand max(0, N(5, 2)).
     """
@@ -424,7 +424,7 @@ def test_serial_cost_with_and_without_transit_in_simulation() -> None:
     assert total == pytest.approx(full.cost, abs=4.0 * total_error)
 
 
-# ------------------------------------------------------------------------------------------------ bounds
+# -------------------------------------------------------------------------------- bounds
 
 
 def sampled_stores(stores: int) -> tuple[np.ndarray, np.ndarray]:
@@ -501,7 +501,7 @@ def test_transshipment_of_one_store_is_the_newsvendor_of_the_whole_lead_time() -
 
 
 def test_lost_sales_relaxation_is_below_the_lost_sales_optimum() -> None:
-    """On a unit lattice the clipped normal demand has nearly the same cost, and there the optimum is known."""
+    """On a unit lattice clipped normal demand has nearly the same cost, and the optimum is known."""
     mean, std = 5.0, 2.0
     pmf = oracles.clipped_normal_pmf(mean=mean, std=std, width=1.0)
     for lead_time, penalty in itertools.product((1, 2, 3), (1.0, 9.0, 39.0)):
@@ -538,7 +538,7 @@ def test_lost_sales_relaxation_is_at_least_the_one_period_newsvendor() -> None:
     assert bounds[0] == pytest.approx(one_period[:, 0].mean(), abs=4.0 * errors[0])
 
 
-# ------------------------------------------------------------------------------------------------ demand, errors
+# -------------------------------------------------------------------------------- the rest
 
 
 def test_convolution_equals_direct_sums() -> None:

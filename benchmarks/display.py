@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
-from decisionrl.benchmarks.executors import Event, Finished, Progressed, Started, Task
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from decisionrl.benchmarks.executors import Event, Finished, Progressed, Started, Task
 from decisionrl.evaluation.formatting import format_gap, format_seconds, format_value
 from decisionrl.evaluation.results import Row
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from decisionrl.benchmarks.executors import Finished, Measurement, Task
-
 from decisionrl.evaluation.results import (
     ResultsError,
     Row,

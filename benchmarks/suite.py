@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.console import Console
+
 from decisionrl.benchmarks.display import display_for, results_table
 from decisionrl.benchmarks.executors import (
     CaseContext,
@@ -33,8 +35,6 @@ from decisionrl.benchmarks.executors import (
     usable_cores,
 )
 from decisionrl.benchmarks.store import Store
-from rich.console import Console
-
 from decisionrl.evaluation.reports import write_report
 from decisionrl.evaluation.results import code_version, config_hash, write_json
 

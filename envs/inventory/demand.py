@@ -59,7 +59,9 @@ class NormalDemand:
         _require_finite("mean", self.mean)
         low = -1.0 / max(1, len(self.mean) - 1)
         if not low <= self.correlation <= 1:
-            raise DemandError(f"demand.correlation = {self.correlation}; valid: {low:.3g} to 1 for {len(self.mean)} stores")
+            raise DemandError(
+                f"demand.correlation = {self.correlation}; valid: {low:.3g} to 1 for {len(self.mean)} stores"
+            )
 
     @cached_property
     def covariance(self) -> NDArray[np.float64]:
@@ -169,7 +171,9 @@ class SeriesDemand:
         bad = int((~torch.isfinite(self.table)).sum())
         if bad:
             where = tuple(int(i) for i in (~torch.isfinite(self.table)).nonzero()[0])
-            raise DemandError(f"demand series hold {bad} values that are NaN or infinite, the first at {where}")
+            raise DemandError(
+                f"demand series hold {bad} values that are NaN or infinite, the first at {where}"
+            )
 
     @property
     def mean(self) -> NDArray[np.float64]:
@@ -246,7 +250,9 @@ def read_series(path: str | Path, *, start: date = date(2013, 1, 1)) -> SeriesDe
         if path.suffix == ".pt":
             values = torch.load(path, weights_only=True, map_location="cpu")
             if not isinstance(values, Tensor):
-                raise DemandError(f"{path}: holds a {type(values).__name__}; valid is one tensor [items, stores, periods]")
+                raise DemandError(
+                    f"{path}: holds a {type(values).__name__}; valid is one tensor [items, stores, periods]"
+                )
             table = values.float()
         elif path.suffix == ".npy":
             table = torch.from_numpy(np.load(path, allow_pickle=False)).float()
@@ -258,7 +264,9 @@ def read_series(path: str | Path, *, start: date = date(2013, 1, 1)) -> SeriesDe
     except DemandError as error:
         raise DemandError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     except Exception as error:
-        raise DemandError(f"{path}: cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})") from error
+        raise DemandError(
+            f"{path}: cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})"
+        ) from error
 
 
 def _read_table(path: Path, start: date) -> tuple[Tensor, date]:
@@ -279,7 +287,9 @@ def _read_table(path: Path, start: date) -> tuple[Tensor, date]:
     pivot = frame.set_index(["item", "store", "period"])["demand"].unstack("period")
     items, stores = (pivot.index.get_level_values(k).unique() for k in ("item", "store"))
     if len(pivot) != len(items) * len(stores):
-        raise DemandError(f"{path}: {len(items)} items x {len(stores)} stores, but only {len(pivot)} pairs have rows")
+        raise DemandError(
+            f"{path}: {len(items)} items x {len(stores)} stores, but only {len(pivot)} pairs have rows"
+        )
     values = pivot.sort_index().to_numpy(dtype=np.float32, copy=True).reshape(len(items), len(stores), -1)
     if not np.issubdtype(pivot.columns.dtype, np.number):
         start = pd.Timestamp(str(pivot.columns[0])).date()

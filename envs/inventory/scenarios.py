@@ -39,9 +39,7 @@ def stationary_demand(setting: Setting) -> StationaryDemand:
     return setting.demand
 
 
-def initial_slots(
-    setting: Setting, simulator: Simulator, batch: int, generator: torch.Generator
-) -> Slots:
+def initial_slots(setting: Setting, simulator: Simulator, batch: int, generator: torch.Generator) -> Slots:
     """Stores start with uniform multiples of their mean demand in the first slots, warehouses empty."""
     network = setting.network
     shape = (setting.initial_periods, batch, network.num_stores)
@@ -79,7 +77,9 @@ def scenario_parameters(setting: Setting, simulator: Simulator, batch: int) -> P
     for name, draw in setting.per_scenario.items():
         values = scenario_values(draw, batch)
         if len(values) < batch:
-            raise SettingError(f"{name}: {len(values)} values in the file; valid: at least {batch}, one a scenario")
+            raise SettingError(
+                f"{name}: {len(values)} values in the file; valid: at least {batch}, one a scenario"
+            )
         column = torch.as_tensor(values, device=simulator.device, dtype=simulator.dtype)[:, None]
         base = getattr(parameters, name)
         parameters = parameters._replace(**{name: column.expand(batch, base.shape[-1])})
@@ -111,7 +111,12 @@ DAYS_SCALE = 182.0
 
 
 def paper_scenarios(
-    setting: Setting, simulator: Simulator, split: Split, *, scenarios: int | None = None, periods: int | None = None
+    setting: Setting,
+    simulator: Simulator,
+    split: Split,
+    *,
+    scenarios: int | None = None,
+    periods: int | None = None,
 ) -> Scenario:
     """The fixed sample of the paper's released code, by numpy's legacy generators (specification 1.6).
 
@@ -138,7 +143,9 @@ def paper_scenarios(
     paths = demand.sample_legacy(np.random.RandomState(seed + shift), total, horizon)
     mean = paths.mean(axis=(0, 2))
     low, high = setting.initial_stock
-    multiples = np.random.RandomState(stock_seed).uniform(low, high, (total, len(mean), setting.initial_periods))
+    multiples = np.random.RandomState(stock_seed).uniform(
+        low, high, (total, len(mean), setting.initial_periods)
+    )
     stock = simulator.node_demand(_tensor(multiples * mean[None, :, None], simulator).permute(2, 0, 1))
     empty = simulator.empty_slots(total)
     everything = Scenario(

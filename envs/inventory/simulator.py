@@ -275,7 +275,13 @@ class Simulator:
         )
 
     def assert_feasible(
-        self, slots: Slots, orders: Tensor, demand: Tensor, following: Slots, period: int, tolerance: float = 1e-4
+        self,
+        slots: Slots,
+        orders: Tensor,
+        demand: Tensor,
+        following: Slots,
+        period: int,
+        tolerance: float = 1e-4,
     ) -> None:
         """0 <= orders, outflow <= on hand (== for a hub that may not hold stock), and no unit made or lost.
 
@@ -285,11 +291,15 @@ class Simulator:
         names = self.network.node_names
         if not bool(torch.isfinite(orders).all()):
             edge = int((~torch.isfinite(orders)).flatten(0, -2).any(0).nonzero()[0])
-            raise InfeasibleOrderError(f"period {period}: order over {self.network.edges[edge].name} is NaN or infinite")
+            raise InfeasibleOrderError(
+                f"period {period}: order over {self.network.edges[edge].name} is NaN or infinite"
+            )
         lowest, edge_index = orders.flatten(0, -2).min(0).values.min(0)
         if float(lowest) < -tolerance:
             name = self.network.edges[int(edge_index)].name
-            raise InfeasibleOrderError(f"period {period}: order over {name} is {float(lowest):.6g}; valid is >= 0")
+            raise InfeasibleOrderError(
+                f"period {period}: order over {name} is {float(lowest):.6g}; valid is >= 0"
+            )
         slack = tolerance * (1 + slots[0].abs())
         if self._source is not None:
             shipped = orders @ self._source

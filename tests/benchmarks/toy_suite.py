@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from decisionrl.benchmarks.suite import Case, CaseContext, CaseResult, Measurement, run_suite
 
+from decisionrl.benchmarks.suite import Case, CaseContext, CaseResult, Measurement, run_suite
 from decisionrl.evaluation import Curve, Series, bootstrap_mean
 
 

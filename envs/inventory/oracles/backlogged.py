@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy import signal, stats
+
 from decisionrl.envs.inventory.oracles._checks import (
     check_costs,
     check_finite,
@@ -15,8 +18,6 @@ from decisionrl.envs.inventory.oracles._checks import (
     checked_positive_vector,
 )
 from decisionrl.envs.inventory.oracles.demand import clipped_normal_pmf, convolve_pmf, newsvendor_costs
-from numpy.typing import NDArray
-from scipy import signal, stats
 
 # Lattice cells per standard deviation of demand: five digits of the levels and costs are then exact.
 _CELLS_PER_STD = 256

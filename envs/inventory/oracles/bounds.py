@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
 from decisionrl.envs.inventory.oracles._checks import (
     check_costs,
     check_integer,
@@ -14,8 +17,6 @@ from decisionrl.envs.inventory.oracles._checks import (
     checked_vector,
 )
 from decisionrl.envs.inventory.oracles.backlogged import newsvendor_base_stock
-from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
 # Sixteen times finer lattices change costs by less than a quarter of this, relatively, for μ ≥ −1.25 s.
 _LATTICE_MARGIN = 1e-5

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from decisionrl.envs.inventory.oracles._checks import check_finite, check_integer, check_positive
 from numpy.typing import NDArray
 from scipy import fft, stats
+
+from decisionrl.envs.inventory.oracles._checks import check_finite, check_integer, check_positive
 
 # Beyond this many standard deviations a normal has less mass (1e-19) than double precision can resolve.
 _NORMAL_REACH = 9.0

@@ -11,6 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+
 from decisionrl.envs.inventory.oracles._checks import (
     check_costs,
     check_integer,
@@ -18,8 +21,6 @@ from decisionrl.envs.inventory.oracles._checks import (
     checked_pmf,
 )
 from decisionrl.envs.inventory.oracles.demand import convolve_pmf, newsvendor_costs, poisson_pmf
-from numpy.typing import ArrayLike, NDArray
-from scipy import sparse
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import optimize, stats
+
 from decisionrl.envs.inventory import oracles
 from decisionrl.envs.inventory.oracles import lost_sales
-from scipy import optimize, stats
 
 PENALTIES = (4.0, 9.0, 19.0, 39.0)
 

@@ -166,9 +166,7 @@ class InventoryGNN(nn.Module):
         lead = nn.functional.pad(observation.parameters.lead_time, (0, self._edges - self._real))
         lead = _insert(lead.movedim(-1, 0)[..., None], nodes.ndim)
         edges = self.edge_rest(
-            _gather(self.edge_from(nodes), self._start)
-            + _gather(self.edge_to(nodes), self._end)
-            + self.edge_lead(lead)
+            _gather(self.edge_from(nodes), self._start) + _gather(self.edge_to(nodes), self._end) + self.edge_lead(lead)
         )
         for i in range(self.rounds):
             inputs = torch.cat([nodes, _mix(self.incoming, edges), _mix(self.outgoing, edges)], -1)

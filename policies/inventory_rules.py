@@ -65,13 +65,9 @@ class EchelonStock(nn.Module):
         super().__init__()
         chain = list(range(-1, topology.num_nodes - 1))
         if list(topology.edge_source) != chain or not topology.is_arborescence:
-            raise ValueError(
-                "echelon_stock needs a serial network: one supplier edge and one edge from stage to stage"
-            )
+            raise ValueError("echelon_stock needs a serial network: one supplier edge and one edge from stage to stage")
         if len(levels) != topology.num_nodes:
-            raise ValueError(
-                f"levels has {len(levels)} values; valid: {topology.num_nodes}, one for each stage"
-            )
+            raise ValueError(f"levels has {len(levels)} values; valid: {topology.num_nodes}, one for each stage")
         self.scale = scale
         downstream_first = vector(list(levels)[::-1]) / scale
         increments = torch.diff(downstream_first, prepend=torch.zeros(1)).clamp(min=1e-3)
@@ -116,8 +112,7 @@ class StoreAndWarehouseBaseStock(nn.Module):
         w, s, e = topology.num_warehouses, topology.num_stores, topology.num_edges
         if len(store_levels) != s or len(warehouse_levels) != w:
             raise ValueError(
-                f"got {len(store_levels)} store levels and {len(warehouse_levels)} warehouse levels; "
-                f"valid: {s} and {w}"
+                f"got {len(store_levels)} store levels and {len(warehouse_levels)} warehouse levels; valid: {s} and {w}"
             )
         self.scale = scale
         self.store_levels = nn.Parameter(vector(store_levels) / scale)

@@ -18,7 +18,9 @@ class ContinuingScenarios:
 
     Short rollouts then see the states that the policy itself visits, without a warm-up in every one. Every
     ``redraw_every`` samples a share ``redraw`` of the states is replaced by random initial stock, which keeps
-    the policy right away from its own path. ``Update.carry`` brings the final pipeline back.
+    the policy right away from its own path. So is, at once, every state in which some node's position is
+    beyond ``runaway`` times its mean flow over the longest lead time: an untrained policy can drive a backlog
+    without bound, and the inputs with it. ``Update.carry`` brings the final pipeline back.
     """
 
     steps_per_sample = 1
@@ -33,6 +35,7 @@ class ContinuingScenarios:
         generator: torch.Generator,
         redraw: float = 0.125,
         redraw_every: int = 10,
+        runaway: float = 10.0,
     ) -> None:
         if not 0 <= redraw <= 1:
             raise ValueError(f"redraw = {redraw}; valid: a share of the states, 0 to 1")
@@ -40,6 +43,8 @@ class ContinuingScenarios:
         self.batch, self.periods, self.generator = batch, periods, generator
         self.redraw_every, self._redrawn = redraw_every, round(redraw * batch)
         self._samples = 0
+        flow = setting.network.flow_scale(setting.demand.mean)[0] * (simulator.num_slots + 1)
+        self._limit = torch.as_tensor(runaway * flow, device=simulator.device, dtype=simulator.dtype)
         self._slots: Slots = initial_slots(setting, simulator, batch, generator)
 
     def sample(self) -> Scenario:
@@ -56,7 +61,11 @@ class ContinuingScenarios:
         )
 
     def observe(self, update: Update, /) -> None:
-        self._slots = update.carry
+        slots: Slots = update.carry
+        position = torch.stack(slots).sum(0).abs()
+        gone = (position > self._limit).any(-1, keepdim=True)
+        fresh = initial_slots(self.setting, self.simulator, self.batch, self.generator)
+        self._slots = tuple(torch.where(gone, new, old) for new, old in zip(fresh, slots, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -94,9 +103,7 @@ class FiniteScenarios:
 
     def sample(self) -> Scenario:
         if self._position >= len(self._order):
-            self._order = torch.randperm(
-                self.scenario.batch, generator=self.generator, device=self.generator.device
-            )
+            self._order = torch.randperm(self.scenario.batch, generator=self.generator, device=self.generator.device)
             self._position = 0
         index = self._order[self._position : self._position + self.batch]
         self._position += self.batch

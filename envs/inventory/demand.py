@@ -165,15 +165,11 @@ class SeriesDemand:
 
     def __post_init__(self) -> None:
         if self.table.ndim != 3:
-            raise DemandError(
-                f"demand series have shape {tuple(self.table.shape)}; valid: [items, stores, periods]"
-            )
+            raise DemandError(f"demand series have shape {tuple(self.table.shape)}; valid: [items, stores, periods]")
         bad = int((~torch.isfinite(self.table)).sum())
         if bad:
             where = tuple(int(i) for i in (~torch.isfinite(self.table)).nonzero()[0])
-            raise DemandError(
-                f"demand series hold {bad} values that are NaN or infinite, the first at {where}"
-            )
+            raise DemandError(f"demand series hold {bad} values that are NaN or infinite, the first at {where}")
 
     @property
     def mean(self) -> NDArray[np.float64]:
@@ -264,9 +260,7 @@ def read_series(path: str | Path, *, start: date = date(2013, 1, 1)) -> SeriesDe
     except DemandError as error:
         raise DemandError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     except Exception as error:
-        raise DemandError(
-            f"{path}: cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})"
-        ) from error
+        raise DemandError(f"{path}: cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})") from error
 
 
 def _read_table(path: Path, start: date) -> tuple[Tensor, date]:
@@ -287,9 +281,7 @@ def _read_table(path: Path, start: date) -> tuple[Tensor, date]:
     pivot = frame.set_index(["item", "store", "period"])["demand"].unstack("period")
     items, stores = (pivot.index.get_level_values(k).unique() for k in ("item", "store"))
     if len(pivot) != len(items) * len(stores):
-        raise DemandError(
-            f"{path}: {len(items)} items x {len(stores)} stores, but only {len(pivot)} pairs have rows"
-        )
+        raise DemandError(f"{path}: {len(items)} items x {len(stores)} stores, but only {len(pivot)} pairs have rows")
     values = pivot.sort_index().to_numpy(dtype=np.float32, copy=True).reshape(len(items), len(stores), -1)
     if not np.issubdtype(pivot.columns.dtype, np.number):
         start = pd.Timestamp(str(pivot.columns[0])).date()

@@ -48,9 +48,7 @@ class Node:
         if self.underage_cost is not None:
             _require_cost(where, "underage_cost", self.underage_cost)
             if not self.holds_stock:
-                raise NetworkError(
-                    f"{where}: holds_stock = false is for a hub; a node with demand must hold stock"
-                )
+                raise NetworkError(f"{where}: holds_stock = false is for a hub; a node with demand must hold stock")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,9 +182,7 @@ class Network:
     def with_lead_time(self, destination: str, lead_time: int) -> Network:
         """The same network with another lead time on every edge into ``destination``."""
         if destination not in self.node_names:
-            raise NetworkError(
-                f"node {destination!r} is not in the network; nodes: {', '.join(self.node_names)}"
-            )
+            raise NetworkError(f"node {destination!r} is not in the network; nodes: {', '.join(self.node_names)}")
         edges = [replace(e, lead_time=lead_time) if e.destination == destination else e for e in self.edges]
         return replace(self, edges=tuple(edges))
 
@@ -210,16 +206,12 @@ def _check_topology(nodes: Sequence[Node], edges: Sequence[Edge]) -> None:
             ("to", edge.destination, names),
         ):
             if end not in known:
-                raise NetworkError(
-                    f"edge {edge.name!r}: {field} = {end!r} is no node; valid: {', '.join(known)}"
-                )
+                raise NetworkError(f"edge {edge.name!r}: {field} = {end!r} is no node; valid: {', '.join(known)}")
         if lanes.count((edge.source, edge.destination)) > 1:
             raise NetworkError(f"edge {edge.name!r} is defined more than once")
     for node in nodes:
         if not any(edge.destination == node.name for edge in edges):
-            raise NetworkError(
-                f"node {node.name!r} has no supplier: add an edge to it from 'supplier' or another node"
-            )
+            raise NetworkError(f"node {node.name!r} has no supplier: add an edge to it from 'supplier' or another node")
         if node.underage_cost is None and not any(edge.source == node.name for edge in edges):
             raise NetworkError(f"node {node.name!r} has neither demand (underage_cost) nor an outgoing edge")
 

@@ -77,9 +77,7 @@ def scenario_parameters(setting: Setting, simulator: Simulator, batch: int) -> P
     for name, draw in setting.per_scenario.items():
         values = scenario_values(draw, batch)
         if len(values) < batch:
-            raise SettingError(
-                f"{name}: {len(values)} values in the file; valid: at least {batch}, one a scenario"
-            )
+            raise SettingError(f"{name}: {len(values)} values in the file; valid: at least {batch}, one a scenario")
         column = torch.as_tensor(values, device=simulator.device, dtype=simulator.dtype)[:, None]
         base = getattr(parameters, name)
         parameters = parameters._replace(**{name: column.expand(batch, base.shape[-1])})
@@ -143,9 +141,7 @@ def paper_scenarios(
     paths = demand.sample_legacy(np.random.RandomState(seed + shift), total, horizon)
     mean = paths.mean(axis=(0, 2))
     low, high = setting.initial_stock
-    multiples = np.random.RandomState(stock_seed).uniform(
-        low, high, (total, len(mean), setting.initial_periods)
-    )
+    multiples = np.random.RandomState(stock_seed).uniform(low, high, (total, len(mean), setting.initial_periods))
     stock = simulator.node_demand(_tensor(multiples * mean[None, :, None], simulator).permute(2, 0, 1))
     empty = simulator.empty_slots(total)
     everything = Scenario(

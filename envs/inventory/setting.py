@@ -134,9 +134,7 @@ class Setting:
 def available_settings() -> list[str]:
     """Names of the settings that ship with the library."""
     folder = resources.files("decisionrl.envs.inventory") / "settings"
-    return sorted(
-        entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml")
-    )
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
 def load_setting(
@@ -162,9 +160,7 @@ def load_setting(
         if str(name) not in known:
             near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise SettingError(
-                f"unknown setting {str(name)!r}{hint} Known: {', '.join(known)}, or a .toml file"
-            )
+            raise SettingError(f"unknown setting {str(name)!r}{hint} Known: {', '.join(known)}, or a .toml file")
         entry = resources.files("decisionrl.envs.inventory") / "settings" / f"{name}.toml"
         source, text, folder, stem = f"{name}.toml", entry.read_text(encoding="utf-8"), Path(), str(name)
     try:
@@ -201,15 +197,12 @@ class _Table:
     def path(self, key: str) -> str:
         return f"{self._where}.{key}" if self._where else key
 
-    def get(
-        self, key: str, kind: type | tuple[type, ...], default: Any = ..., valid: Sequence[Any] = ()
-    ) -> Any:
+    def get(self, key: str, kind: type | tuple[type, ...], default: Any = ..., valid: Sequence[Any] = ()) -> Any:
         self._read.add(key)
         if key not in self._values:
             if default is ...:
                 raise SettingError(
-                    f"{self.path(key)} is missing"
-                    + (f"; valid: {', '.join(map(repr, valid))}" if valid else "")
+                    f"{self.path(key)} is missing" + (f"; valid: {', '.join(map(repr, valid))}" if valid else "")
                 )
             return default
         value = self._values[key]
@@ -268,9 +261,7 @@ def _parse(raw: dict[str, Any], *, name: str, folder: Path, data: str | Path | N
     paper = top.table("paper", {})
     seeds = {key: paper.get(key, int, 0) for key in ("demand_seed", "test_demand_seed", "initial_stock_seed")}
     seeds["test_initial_stock_seed"] = paper.get("test_initial_stock_seed", int, seeds["initial_stock_seed"])
-    phases = {
-        key: _parse_phase(paper.table(key)) for key in ("train", "dev", "test") if key in raw.get("paper", {})
-    }
+    phases = {key: _parse_phase(paper.table(key)) for key in ("train", "dev", "test") if key in raw.get("paper", {})}
     paper.finish()
     top.finish()
     if isinstance(demand, SeriesDemand):
@@ -351,9 +342,7 @@ def _numbers(
     value = table.get(key, (float, list, dict), default)
     if isinstance(value, list):
         if len(value) != count or not all(isinstance(v, (int, float)) for v in value):
-            raise SettingError(
-                f"{table.path(key)} = {value!r}; valid is a number or a list of {count} numbers"
-            )
+            raise SettingError(f"{table.path(key)} = {value!r}; valid is a number or a list of {count} numbers")
         return [float(v) for v in value]
     if not isinstance(value, dict):
         return [float(value)] * count
@@ -371,9 +360,7 @@ def _numbers(
 def _parse_draw(table: _Table) -> tuple[Draw, str]:
     kinds = [kind for kind in ("uniform", "randint") if kind in table._values]
     if len(kinds) != 1:
-        raise SettingError(
-            f"{table.path('')[:-1]}: a draw has either uniform = [low, high] or randint = [low, high]"
-        )
+        raise SettingError(f"{table.path('')[:-1]}: a draw has either uniform = [low, high] or randint = [low, high]")
     low, high = table.range(kinds[0])
     if kinds[0] == "randint" and low >= high:
         raise SettingError(
@@ -397,9 +384,7 @@ def _parse_demand(table: _Table, stores: int, data: str | Path | None) -> tuple[
     if history < 0:
         raise SettingError(f"{table.path('history')} = {history}; valid is a whole number >= 0")
     if data is not None and kind != "series":
-        raise SettingError(
-            f"demand.kind = {kind!r} takes no data file; valid: a setting with demand.kind = 'series'"
-        )
+        raise SettingError(f"demand.kind = {kind!r} takes no data file; valid: a setting with demand.kind = 'series'")
     if kind == "series":
         return _parse_series(table, stores, data), history
     ignored: dict[str, Draw | Path] = {}
@@ -425,9 +410,7 @@ def _parse_demand(table: _Table, stores: int, data: str | Path | None) -> tuple[
         demand = NegativeBinomialDemand(mean=mean, dispersion=dispersion)
     table.finish()
     if ignored:
-        raise SettingError(
-            'demand: each = "scenario" is for costs and lead times; a demand draws one value a node'
-        )
+        raise SettingError('demand: each = "scenario" is for costs and lead times; a demand draws one value a node')
     return demand, history
 
 
@@ -453,9 +436,7 @@ def _parse_series(table: _Table, stores: int, data: str | Path | None) -> Series
         # One-store settings take every store-item pair as a product of its own.
         series = SeriesDemand(table=series.table.flatten(0, 1).unsqueeze(1), start=series.start)
     if series.table.shape[1] != stores:
-        raise DemandError(
-            f"{data}: shape {tuple(series.table.shape)}; valid: [items, {stores} stores, periods]"
-        )
+        raise DemandError(f"{data}: shape {tuple(series.table.shape)}; valid: [items, {stores} stores, periods]")
     return series
 
 
@@ -476,9 +457,7 @@ def _check_columns(demand: SeriesDemand, phases: Mapping[str, Phase], history: i
     need = max((phase.columns[1] for phase in phases.values() if phase.columns), default=0)
     have = demand.table.shape[2]
     if have < need:
-        raise DemandError(
-            f"the series have {have} periods; valid: at least {need}, the last column of the test split"
-        )
+        raise DemandError(f"the series have {have} periods; valid: at least {need}, the last column of the test split")
     for key, phase in phases.items():
         if phase.columns and phase.columns[1] - phase.columns[0] < history + phase.periods:
             raise SettingError(
@@ -526,10 +505,6 @@ def _override(raw: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, An
         elif not head and key in raw:
             raw[key] = value
         else:
-            fields = [f"{n}.<field>" for n in nodes] + [
-                f"{k}.<field>" for k, v in raw.items() if isinstance(v, dict)
-            ]
-            raise SettingError(
-                f"override {key!r} names no field; valid: {', '.join(fields)}, unmet_demand, goal"
-            )
+            fields = [f"{n}.<field>" for n in nodes] + [f"{k}.<field>" for k, v in raw.items() if isinstance(v, dict)]
+            raise SettingError(f"override {key!r} names no field; valid: {', '.join(fields)}, unmet_demand, goal")
     return raw

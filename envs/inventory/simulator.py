@@ -139,9 +139,7 @@ class Simulator:
         ]
         self._clip_all = network.unmet_demand == "lost" and network.num_warehouses == 0
         self._clip_some = network.unmet_demand == "lost" and network.num_warehouses > 0
-        self._is_store = torch.tensor(
-            [node.underage_cost is not None for node in network.nodes], device=self.device
-        )
+        self._is_store = torch.tensor([node.underage_cost is not None for node in network.nodes], device=self.device)
         self._has_edge_cost = any(edge.cost > 0 for edge in network.edges)
         self.parameters = Parameters(
             holding_cost=self._tensor([node.holding_cost for node in network.nodes]),
@@ -297,9 +295,7 @@ class Simulator:
         lowest, edge_index = orders.flatten(0, -2).min(0).values.min(0)
         if float(lowest) < -tolerance:
             name = self.network.edges[int(edge_index)].name
-            raise InfeasibleOrderError(
-                f"period {period}: order over {name} is {float(lowest):.6g}; valid is >= 0"
-            )
+            raise InfeasibleOrderError(f"period {period}: order over {name} is {float(lowest):.6g}; valid is >= 0")
         slack = tolerance * (1 + slots[0].abs())
         if self._source is not None:
             shipped = orders @ self._source

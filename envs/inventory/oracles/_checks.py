@@ -37,9 +37,7 @@ def checked_pmf(pmf: ArrayLike) -> NDArray[np.float64]:
     """`pmf` as an array [K] rescaled to sum 1; ValueError unless a distribution with a positive mean."""
     probabilities = np.asarray(pmf, dtype=np.float64)
     if probabilities.ndim != 1 or probabilities.size == 0:
-        raise ValueError(
-            f"pmf has shape {probabilities.shape}, it must be a vector of at least one probability"
-        )
+        raise ValueError(f"pmf has shape {probabilities.shape}, it must be a vector of at least one probability")
     if not np.isfinite(probabilities).all() or probabilities.min() < 0.0:
         raise ValueError(f"pmf has the entry {probabilities.min()}, all must be finite and at least 0")
     total = float(probabilities.sum())

@@ -125,9 +125,7 @@ def clark_scarf(
     if np.any(np.diff(holding) >= 0.0):
         raise ValueError(f"holding_costs is {holding.tolist()}, it must decrease strictly upstream")
     if len(lead_times) != len(holding):
-        raise ValueError(
-            f"lead_times has {len(lead_times)} entries, it must have one per stage, {len(holding)}"
-        )
+        raise ValueError(f"lead_times has {len(lead_times)} entries, it must have one per stage, {len(holding)}")
     for lead_time in lead_times:
         check_integer("lead_times", lead_time, 0)
     check_positive("underage_cost", underage_cost)

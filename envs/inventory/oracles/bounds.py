@@ -76,9 +76,7 @@ def transshipment_lower_bound(
     stds = checked_positive_vector("demand_stds", demand_stds, len(means))
     lowest = -1.0 / (len(means) - 1) if len(means) > 1 else -1.0
     if not lowest <= correlation <= 1.0:
-        raise ValueError(
-            f"correlation is {correlation!r}, it must be in [{lowest:.6g}, 1] for {len(means)} stores"
-        )
+        raise ValueError(f"correlation is {correlation!r}, it must be in [{lowest:.6g}, 1] for {len(means)} stores")
     pooled = stds.sum() ** 2
     total_variance = correlation * pooled + (1.0 - correlation) * (stds**2).sum()
     spread = math.sqrt((store_lead_time + 1) * pooled + warehouse_lead_time * total_variance)

@@ -193,13 +193,9 @@ def best_capped_base_stock(
     """
     store = _lost_sales_store(lead_time, holding_cost, underage_cost, demand_mean, pmf, tolerance)
     uncapped = _best_base_stock(store)
-    policies = [
-        (s, r) for s in range(store.position_limit + 1) for r in range(1, min(s, store.order_limit) + 1)
-    ]
+    policies = [(s, r) for s in range(store.position_limit + 1) for r in range(1, min(s, store.order_limit) + 1)]
     # Near the usual optimum first: with a good incumbent the other policies are dismissed after a few sweeps.
-    policies.sort(
-        key=lambda policy: abs(policy[0] - uncapped.level) + 2.0 * abs(policy[1] - 1.2 * store.mean)
-    )
+    policies.sort(key=lambda policy: abs(policy[0] - uncapped.level) + 2.0 * abs(policy[1] - 1.2 * store.mean))
     return _search(store, policies, uncapped)
 
 
@@ -277,9 +273,7 @@ def _total(shape: tuple[int, ...]) -> Integers:
     return total
 
 
-def _policy_cost(
-    store: _Store, level: int, cap: int | None, dismiss_above: float = math.inf
-) -> tuple[float, float]:
+def _policy_cost(store: _Store, level: int, cap: int | None, dismiss_above: float = math.inf) -> tuple[float, float]:
     """Bounds of the average cost of a policy: within the tolerance, or `low` above `dismiss_above`."""
     transition, costs = _policy_chain(store, level, level if cap is None else min(cap, level))
     values: Floats = np.zeros(len(costs))
@@ -323,9 +317,7 @@ def _best_base_stock(store: _Store) -> CappedBaseStock:
     return _search(store, ((level, None) for level in levels), nothing)
 
 
-def _search(
-    store: _Store, policies: Iterable[tuple[int, int | None]], incumbent: CappedBaseStock
-) -> CappedBaseStock:
+def _search(store: _Store, policies: Iterable[tuple[int, int | None]], incumbent: CappedBaseStock) -> CappedBaseStock:
     """The cheapest of the `incumbent` and the `policies` (level, cap); ties go to the earlier one."""
     for level, cap in policies:
         if incumbent.cost < store.tolerance:

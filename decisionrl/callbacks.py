@@ -166,8 +166,7 @@ class EarlyStopping(Callback):
 
     def attach(self, trainer: "Trainer") -> None:
         self._evaluated = any(
-            isinstance(other, Evaluate) and self._monitor.startswith(f"{other.name}/")
-            for other in trainer.callbacks
+            isinstance(other, Evaluate) and self._monitor.startswith(f"{other.name}/") for other in trainer.callbacks
         )
 
     def on_start(self, trainer: "Trainer") -> None:
@@ -178,8 +177,7 @@ class EarlyStopping(Callback):
         if value is None and not self._evaluated:
             if self._monitor not in trainer.metrics:
                 raise ValueError(
-                    f"monitor={self._monitor!r} is neither evaluated nor among the metrics "
-                    f"{sorted(trainer.metrics)}"
+                    f"monitor={self._monitor!r} is neither evaluated nor among the metrics {sorted(trainer.metrics)}"
                 )
             value = float(trainer.metrics[self._monitor])
         if value is None:
@@ -212,16 +210,12 @@ class LearningRateSchedule(Callback):
     name = "learning_rate"
     priority = 0
 
-    def __init__(
-        self, factory: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
-    ) -> None:
+    def __init__(self, factory: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]) -> None:
         self._factory = factory
 
     def attach(self, trainer: "Trainer") -> None:
         if not isinstance(trainer.learner, GradientLearner):
-            raise TypeError(
-                f"a LearningRateSchedule needs a GradientLearner, not a {type(trainer.learner).__name__}"
-            )
+            raise TypeError(f"a LearningRateSchedule needs a GradientLearner, not a {type(trainer.learner).__name__}")
         self._scheduler = self._factory(trainer.learner.optimizer)
 
     def on_step(self, trainer: "Trainer") -> None:
@@ -293,9 +287,7 @@ class JsonlMetrics(Callback):
         self._path.touch()
         present = self._path.stat().st_size
         if present < self._size:
-            raise run.RunError(
-                f"{self._path} has {present} bytes; it had {self._size} when the checkpoint was written"
-            )
+            raise run.RunError(f"{self._path} has {present} bytes; it had {self._size} when the checkpoint was written")
         self._file = self._path.open("r+b")
         self._file.truncate(self._size)
         self._file.seek(self._size)
@@ -373,9 +365,7 @@ class Progress(Callback):
     name = "progress"
     priority = 40
 
-    def __init__(
-        self, *, show: Sequence[str] = ("loss",), interval: float = 10.0, file: TextIO | None = None
-    ) -> None:
+    def __init__(self, *, show: Sequence[str] = ("loss",), interval: float = 10.0, file: TextIO | None = None) -> None:
         self._show = tuple(show)
         self._interval = interval
         self._file = file

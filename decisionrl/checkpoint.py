@@ -100,9 +100,7 @@ def load_newest(directory: Path) -> dict[str, Any] | None:
     path = _step_path(directory, complete[-1])
     saved = 1 + len(_rank_paths(path))
     if saved != distributed.processes():
-        raise CheckpointError(
-            f"{path} is of a run with {saved} processes; this one has {distributed.processes()}"
-        )
+        raise CheckpointError(f"{path} is of a run with {saved} processes; this one has {distributed.processes()}")
     state = load(path)
     if not distributed.is_main():
         state.update(load(_rank_path(path, distributed.rank())))

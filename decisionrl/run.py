@@ -34,9 +34,7 @@ class RunError(RuntimeError):
     """A run directory cannot be used as asked."""
 
 
-def open_directory(
-    out: Path, *, config: Mapping[str, Any], seed: int | None, device: str, resume: bool
-) -> None:
+def open_directory(out: Path, *, config: Mapping[str, Any], seed: int | None, device: str, resume: bool) -> None:
     """Start a run in ``out``, or check that the run there is the one to resume.
 
     Raises:
@@ -144,9 +142,7 @@ def _plain(value: Any, field: str) -> Any:
         return {key: _plain(item, f"{field}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, f"{field}[{i}]") for i, item in enumerate(value)]
-    raise TypeError(
-        f"{field} is a {type(value).__name__}; a config holds None, bool, int, float, str, lists and dicts"
-    )
+    raise TypeError(f"{field} is a {type(value).__name__}; a config holds None, bool, int, float, str, lists and dicts")
 
 
 def _write_json(path: Path, value: Any) -> None:

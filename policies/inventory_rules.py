@@ -148,7 +148,8 @@ class BalancedAllocation(nn.Module):
 
     The warehouse orders up to ``level``; the stock on hand is split as q_i = (m_i + k s_i - position_i)^+ with
     the factor k that makes the shipments add up (m_i, s_i: mean and standard deviation of demand over lead time
-    plus one period). Attains the balance relaxation's bound to within noise (specification: section 4.5).
+    plus one period). Attains the balance relaxation's bound to within noise. relaxed: leave the negative parts
+    in, as if stock could be sent back; that system is infeasible and its mean cost is the bound itself.
     """
 
     mean: Tensor
@@ -162,11 +163,12 @@ class BalancedAllocation(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         scale: float = 1.0,
+        relaxed: bool = False,
     ) -> None:
         super().__init__()
         if topology.num_warehouses != 1 or not topology.is_arborescence:
             raise ValueError("balanced allocation needs one warehouse that supplies every store")
-        self.scale = scale
+        self.scale, self.relaxed = scale, relaxed
         self.level = nn.Parameter(torch.tensor(level / scale))
         lead = vector(topology.lead_times[1:])
         self.register_buffer("mean", vector(mean) * (lead + 1))
@@ -175,7 +177,11 @@ class BalancedAllocation(nn.Module):
     def forward(self, observation: Observation) -> Float[Tensor, "... edges"]:
         position = inventory_position(observation.slots)
         order = (self.level * self.scale - position.sum(-1, keepdim=True)).clamp(min=0)
-        shipped = water_fill(observation.slots[0][..., :1], self.mean - position[..., 1:], self.std)
+        total, need = observation.slots[0][..., :1], self.mean - position[..., 1:]
+        if self.relaxed:
+            factor = (total - need.sum(-1, keepdim=True)) / self.std.sum()
+            return torch.cat([order, need + factor * self.std], -1)
+        shipped = water_fill(total, need, self.std)
         return torch.cat([order, shipped], -1)
 
 

@@ -161,9 +161,7 @@ def _draw(
             curves = {
                 method: found.curve
                 for method in sorted(ranked, key=methods.__getitem__)
-                if (found := series.get((summary.case, method)))
-                and found.curve is not None
-                and len(found.curve.x)
+                if (found := series.get((summary.case, method))) and found.curve is not None and len(found.curve.x)
             }
             if curves:
                 colors = {method: method_color(methods[method]) for method in curves}
@@ -245,12 +243,10 @@ def _case_view(summary: CaseSummary) -> dict[str, Any]:
         "decimals": _decimals(summary.entries),
         "gap_decimals": gap_decimals(entry.gap for entry in summary.entries),
         "metrics": {
-            metric: _decimals([entry for entry in summary.others if entry.metric == metric])
-            for metric in metrics
+            metric: _decimals([entry for entry in summary.others if entry.metric == metric]) for metric in metrics
         },
         "others": {
-            entry.method: [by_place.get((entry.method, metric)) for metric in metrics]
-            for entry in summary.entries
+            entry.method: [by_place.get((entry.method, metric)) for metric in metrics] for entry in summary.entries
         },
     }
 
@@ -280,9 +276,7 @@ def _markdown(
                 "| method | metric | value | interval | reference | gap | gap interval | seeds | time |",
             ]
             lines += ["|---|---|---:|---:|---:|---:|---:|---:|---:|"]
-            lines += [
-                _markdown_row(entry, None, f"{entry.method} | {entry.metric}") for entry in summary.others
-            ]
+            lines += [_markdown_row(entry, None, f"{entry.method} | {entry.metric}") for entry in summary.others]
         for figure in figures:
             if figure.case == summary.case:
                 lines += ["", f"![{figure.title}: {figure.caption}]({figure.png.relative_to(directory)})"]
@@ -293,11 +287,7 @@ def _markdown_row(entry: Entry, decimals: int | None, head: str) -> str:
     def between(low: float | None, high: float | None, text: Any) -> str:
         return "" if low is None or high is None else f"{text(low)} … {text(high)}"
 
-    reference = (
-        ""
-        if entry.reference is None
-        else f"{format_value(entry.reference, decimals)} ({entry.reference_kind})"
-    )
+    reference = "" if entry.reference is None else f"{format_value(entry.reference, decimals)} ({entry.reference_kind})"
     cells = [
         head,
         format_value(entry.value, decimals),

@@ -207,9 +207,7 @@ def write_json(path: Path, content: object) -> None:
     Raises:
         ValueError: the content holds NaN or infinity.
     """
-    write_atomically(
-        path, (json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
-    )
+    write_atomically(path, (json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -279,9 +277,7 @@ def _canonical(value: object, name: str) -> object:
         return value.tolist()
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
-    raise TypeError(
-        f"{name} is a {type(value).__name__}, which has no canonical form for a configuration hash"
-    )
+    raise TypeError(f"{name} is a {type(value).__name__}, which has no canonical form for a configuration hash")
 
 
 @functools.cache

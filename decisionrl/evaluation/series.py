@@ -170,9 +170,7 @@ def _finite(value: Any) -> Any:
 
 def _curve(content: Any, where: str) -> Curve:
     x = _numbers(content, "x", where)
-    lines = {
-        name: _numbers(content, name, where) for name in ("y", "low", "high") if content.get(name) is not None
-    }
+    lines = {name: _numbers(content, name, where) for name in ("y", "low", "high") if content.get(name) is not None}
     if "y" not in lines:
         raise ResultsError(f"{where}: field 'y': expected a list of numbers, got None")
     for name, line in lines.items():
@@ -200,19 +198,13 @@ def _path(content: Any, where: str) -> SamplePath:
 
 def _network(content: Any, where: str) -> Network:
     try:
-        nodes = [
-            Node(item["name"], item["kind"], float(item.get("stock") or 0.0)) for item in content["nodes"]
-        ]
+        nodes = [Node(item["name"], item["kind"], float(item.get("stock") or 0.0)) for item in content["nodes"]]
         edges = [
-            Edge(
-                item["from"], item["to"], float(item.get("lead_time") or 0.0), float(item.get("flow") or 0.0)
-            )
+            Edge(item["from"], item["to"], float(item.get("lead_time") or 0.0), float(item.get("flow") or 0.0))
             for item in content["edges"]
         ]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ResultsError(
-            f"{where}: expected nodes with name and kind, edges with from and to ({error!r})"
-        ) from error
+        raise ResultsError(f"{where}: expected nodes with name and kind, edges with from and to ({error!r})") from error
     kinds, names = get_args(NodeKind), {node.name for node in nodes}
     for node in nodes:
         if node.kind not in kinds:
@@ -221,9 +213,7 @@ def _network(content: Any, where: str) -> Network:
             )
     for edge in edges:
         if unknown := {edge.source, edge.target} - names:
-            raise ResultsError(
-                f"{where}: edge {edge.source!r} → {edge.target!r}: no node is named {unknown.pop()!r}"
-            )
+            raise ResultsError(f"{where}: edge {edge.source!r} → {edge.target!r}: no node is named {unknown.pop()!r}")
     return Network(nodes, edges)
 
 
@@ -235,10 +225,6 @@ def _numbers(content: Any, name: str, where: str) -> list[float]:
         raise ResultsError(f"{where}: field {name!r}: expected a list of numbers, got {values!r}") from error
 
 
-def _same_length(
-    line: Sequence[float], other: Sequence[float], name: str, other_name: str, where: str
-) -> None:
+def _same_length(line: Sequence[float], other: Sequence[float], name: str, other_name: str, where: str) -> None:
     if len(line) != len(other):
-        raise ResultsError(
-            f"{where}: field {name!r} has {len(line)} numbers, {other_name!r} has {len(other)}"
-        )
+        raise ResultsError(f"{where}: field {name!r} has {len(line)} numbers, {other_name!r} has {len(other)}")

@@ -83,9 +83,7 @@ def batch_means(
     values = _vector(path, "path")[discard:]
     length = len(values) // batches if batches >= 2 else 0
     if length == 0:
-        raise ValueError(
-            f"{len(values)} periods after discard={discard} do not make batches={batches} (at least 2)"
-        )
+        raise ValueError(f"{len(values)} periods after discard={discard} do not make batches={batches} (at least 2)")
     means = values[len(values) - length * batches :].reshape(batches, length).mean(axis=1)
     mean = float(means.mean())
     quantile = float(stats.t.ppf((1 + confidence) / 2, batches - 1))
@@ -109,9 +107,7 @@ def paired_difference(
     """
     first, second = _vector(treatment, "treatment"), _vector(baseline, "baseline")
     if len(first) != len(second):
-        raise ValueError(
-            f"treatment has {len(first)} scenarios and baseline {len(second)}; they must be paired"
-        )
+        raise ValueError(f"treatment has {len(first)} scenarios and baseline {len(second)}; they must be paired")
     return bootstrap_mean(first - second, rng=rng, confidence=confidence, resamples=resamples)
 
 

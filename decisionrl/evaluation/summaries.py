@@ -70,9 +70,7 @@ def _summarize_case(case: str, rows: Sequence[Row]) -> CaseSummary:
     for row in rows:
         grouped.setdefault((row.metric, row.method), []).append(row)
     signs = {metric: _sign([row for row in rows if row.metric == metric]) for metric, _ in grouped}
-    entries = [
-        _entry(case, method, metric, group, signs[metric] or 1) for (metric, method), group in grouped.items()
-    ]
+    entries = [_entry(case, method, metric, group, signs[metric] or 1) for (metric, method), group in grouped.items()]
     return CaseSummary(
         case=case,
         metric=main,

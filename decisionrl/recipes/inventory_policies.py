@@ -11,7 +11,6 @@ import torch
 from scipy import stats
 from torch import nn
 
-from decisionrl.envs.inventory.oracles import transshipment_lower_bound
 from decisionrl.envs.inventory.setting import Setting
 from decisionrl.envs.inventory.simulator import Simulator
 from decisionrl.policies.gnn import InventoryGNN
@@ -23,6 +22,7 @@ from decisionrl.policies.inventory_rules import (
     StoreAndWarehouseBaseStock,
 )
 from decisionrl.policies.mlp import InventoryMLP
+from decisionrl.recipes.references import transshipment_bound
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def _start_level(build: Build) -> float:
 def echelon_stock(build: Build) -> nn.Module:
     """Echelon base stock in a serial system, starting from mean demand over the lead times downstream."""
     network, mean = build.setting.network, float(build.store_means[0])
-    downstream = np.cumsum([lead for lead in network.lead_times[::-1]])[::-1]
+    downstream = np.cumsum(network.lead_times[::-1])[::-1]
     return EchelonStock(network, levels=[float(mean * (lead + 1)) for lead in downstream], scale=mean)
 
 
@@ -162,21 +162,6 @@ def water_filling(build: Build) -> nn.Module:
         mean=[float(v) for v in demand.mean],
         std=[float(v) for v in demand.std],
         scale=float(build.store_means.mean()),
-    )
-
-
-def transshipment_bound(setting: Setting) -> Any:
-    """The balance relaxation's bound for a setting with one hub (specification: section 4.5)."""
-    network, demand = setting.network, setting.demand
-    stores = [n for n in network.nodes if n.underage_cost is not None]
-    return transshipment_lower_bound(
-        store_lead_time=network.lead_times[-1],
-        warehouse_lead_time=network.lead_times[0],
-        holding_cost=stores[0].holding_cost,
-        underage_cost=float(stores[0].underage_cost or 0.0),
-        demand_means=demand.mean,
-        demand_stds=demand.std,
-        correlation=float(getattr(demand, "correlation", 0.0)),
     )
 
 

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,20 +89,18 @@ def curve_figure(
     Where every curve has a reference, the relative gap to it on a logarithmic axis; the plain values else.
     `better` ("lower" or "higher") says which way the gap counts.
     """
-    figure = Figure(figsize=(3.6, 2.7), layout="constrained")
+    figure = Figure(figsize=(3.3, 2.5), layout="constrained")
     axes = figure.subplots()
     sign = -1.0 if better == "higher" else 1.0
-    as_gap = all(curve.reference for curve in curves.values())
-    if as_gap:
-        lowest = min((_smallest_gap(curve, sign) for curve in curves.values()), default=math.inf)
-        as_gap = math.isfinite(lowest)
+    gaps = {method: _percent_gap(curve.y, curve=curve, sign=sign) for method, curve in curves.items()}
+    as_gap = all(np.isfinite(gap).any() for gap in gaps.values())
     for method, curve in curves.items():
-        scale = (lambda y, curve=curve: _percent_gap(y, curve, sign)) if as_gap else np.asarray
+        scale = partial(_percent_gap, curve=curve, sign=sign) if as_gap else _plain
         axes.plot(curve.x, scale(curve.y), color=colors[method], label=method)
         if curve.low is not None and curve.high is not None:
-            axes.fill_between(
-                curve.x, scale(curve.low), scale(curve.high), color=colors[method], alpha=0.15, linewidth=0
-            )
+            floor = 1e-9 if as_gap else math.nan  # a bound beyond the reference is below the axis
+            low, high = (np.nan_to_num(scale(bound), nan=floor) for bound in (curve.low, curve.high))
+            axes.fill_between(curve.x, low, high, color=colors[method], alpha=0.15, linewidth=0)
     first = next(iter(curves.values()))
     axes.set_title(title, fontweight="bold")
     axes.set_xlabel(first.x_label)
@@ -109,6 +108,8 @@ def curve_figure(
     axes.xaxis.set_major_formatter(FuncFormatter(_short_number))
     if as_gap:
         axes.set_yscale("log")
+        every = np.concatenate(list(gaps.values()))
+        axes.set_ylim(np.nanmin(every) / 1.4, np.nanmax(every) * 1.4)
         axes.set_ylabel(f"gap of {first.y_label}")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0,)))
         axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
@@ -164,7 +165,7 @@ def network_figure(title: str, network: Network) -> Figure:
     most = max((node.stock for node in network.nodes), default=0.0) or 1.0
     for node in network.nodes:
         x, y = places[node.name]
-        area = 40 + 420 * max(0.0, node.stock) / most
+        area = 60 if node.kind == "supplier" else 40 + 420 * max(0.0, node.stock) / most
         axes.scatter([x], [y], s=area, color=colors[node.kind], edgecolors=PAPER, linewidths=1.5, zorder=3)
         last = round(x) == columns - 1
         offset = math.sqrt(area) / 2 + 4
@@ -189,7 +190,7 @@ def network_figure(title: str, network: Network) -> Figure:
 
 
 def place_nodes(network: Network) -> dict[str, tuple[float, float]]:
-    """Column and height of every node: columns by the longest way from a source, heights with few crossings."""
+    """Column and height of every node: columns by the longest way to it, heights for few crossings."""
     depth = {node.name: 0 for node in network.nodes}
     for _ in network.nodes:  # as many rounds as the longest way can have edges; a cycle cannot go on forever
         for edge in network.edges:
@@ -245,12 +246,11 @@ def to_svg(figure: Figure, *, prefix: str) -> str:
     return text
 
 
-def _smallest_gap(curve: Curve, sign: float) -> float:
-    gaps = _percent_gap(curve.y, curve, sign)
-    return float(np.nanmin(gaps)) if np.isfinite(gaps).any() else math.inf
+def _plain(y: Sequence[float]) -> NDArray[np.float64]:
+    return np.asarray(y, dtype=float)
 
 
-def _percent_gap(y: Sequence[float], curve: Curve, sign: float) -> NDArray[np.float64]:
+def _percent_gap(y: Sequence[float], *, curve: Curve, sign: float) -> NDArray[np.float64]:
     """100 (y - reference) / |reference|, positive is worse; NaN where it is not positive."""
     reference = curve.reference or math.nan
     gap = 100 * sign * (np.asarray(y, dtype=float) - reference) / abs(reference)

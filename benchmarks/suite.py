@@ -35,7 +35,6 @@ from decisionrl.benchmarks.executors import (
 from decisionrl.benchmarks.store import Store
 from rich.console import Console
 
-from decisionrl.evaluation.reports import write_report
 from decisionrl.evaluation.results import code_version, config_hash, write_json
 
 __all__ = ["Case", "CaseContext", "CaseResult", "Measurement", "RequestError", "run_suite"]
@@ -173,6 +172,8 @@ def run_suite(
     )
     rows = store.rows()
     if rows:
+        from decisionrl.evaluation.reports import write_report  # here: worker processes do without matplotlib
+
         write_report(directory)
     if json_output:
         print(

@@ -132,12 +132,13 @@ def path_figure(title: str, path: SamplePath) -> Figure:
     upper, lower = figure.subplots(2, 1, sharex=True)
     shown = slice(max(0, len(path.periods) - _LONGEST_PATH), None)
     periods = np.asarray(path.periods, dtype=float)[shown]
+    periods = np.append(periods, periods[-1] + (periods[-1] - periods[-2] if len(periods) > 1 else 1.0))
     upper.set_title(title, fontweight="bold")
     _steps(upper, periods, path.stock, shown, "stock on hand")
     if path.demand:
         total = np.sum([np.asarray(line, dtype=float)[shown] for line in path.demand.values()], axis=0)
         lower.fill_between(
-            periods, total, step="post", color=MUTED, alpha=0.18, linewidth=0, label="demand, all"
+            periods, _held(total), step="post", color=MUTED, alpha=0.18, linewidth=0, label="demand, all"
         )
     _steps(lower, periods, path.orders, shown, "ordered")
     lower.set_xlabel("period")
@@ -156,11 +157,10 @@ def network_figure(title: str, network: Network) -> Figure:
     axes.set_axis_off()
     axes.set_title(title, fontweight="bold")
     widest = max((edge.flow for edge in network.edges), default=0.0) or 1.0
-    for place, edge in enumerate(network.edges):
-        width = 0.6 + 6.0 * max(0.0, edge.flow) / widest
-        _draw_edge(axes, places, edge, width)
-        if len(network.edges) <= _LABELED_EDGES:
-            _label_edge(axes, places, edge, 0.32 + 0.12 * (place % 4))
+    for edge in network.edges:
+        _draw_edge(axes, places, edge, 0.6 + 6.0 * max(0.0, edge.flow) / widest)
+    if len(network.edges) <= _LABELED_EDGES:
+        _label_edges(axes, places, network.edges, spread=tallest / (1.6 * columns))
     colors = {"supplier": PALETTE[7], "warehouse": PALETTE[0], "store": PALETTE[1]}
     most = max((node.stock for node in network.nodes), default=0.0) or 1.0
     for node in network.nodes:
@@ -265,14 +265,14 @@ def _steps(
     label: str,
 ) -> None:
     """Step lines; the largest few in color, the rest in gray."""
-    cut = {name: np.asarray(line, dtype=float)[shown] for name, line in lines.items()}
+    cut = {name: _held(np.asarray(line, dtype=float)[shown]) for name, line in lines.items()}
     largest = sorted(cut, key=lambda name: -float(np.nansum(np.abs(cut[name]))))[:_NAMED_LINES]
     rest = [name for name in cut if name not in largest]
     for index, name in enumerate(rest):
         note = f"{len(rest)} others" if index == 0 else None
         axes.step(periods, cut[name], where="post", color=MUTED, linewidth=0.7, alpha=0.5, label=note)
     for index, name in enumerate(name for name in cut if name in largest):
-        axes.step(periods, cut[name], where="post", color=PALETTE[index], linewidth=1.4, label=name)
+        axes.step(periods, cut[name], where="post", color=PALETTE[index], linewidth=1.2, label=name)
     axes.set_ylabel(label)
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
@@ -295,20 +295,36 @@ def _draw_edge(axes: Axes, places: Mapping[str, tuple[float, float]], edge: Edge
     )
 
 
-def _label_edge(axes: Axes, places: Mapping[str, tuple[float, float]], edge: Edge, at: float) -> None:
-    """The lead time, on the curve at parameter `at`."""
-    weights = np.array([(1 - at) ** 3, 3 * (1 - at) ** 2 * at, 3 * (1 - at) * at**2, at**3])
-    x, y = weights @ _edge_points(places, edge)
-    axes.text(
-        x,
-        y,
-        _short_number(edge.lead_time),
-        fontsize=8,
-        ha="center",
-        va="center",
-        color=INK,
-        bbox={"boxstyle": "round,pad=0.18", "facecolor": PAPER, "edgecolor": GRID, "linewidth": 0.6},
-    )
+def _label_edges(
+    axes: Axes, places: Mapping[str, tuple[float, float]], edges: Sequence[Edge], *, spread: float
+) -> None:
+    """Every lead time on its curve, where it is farthest from the labels before it.
+
+    `spread` is the height of the picture over its width, in data units: what makes distances comparable.
+    """
+    taken: list[NDArray[np.float64]] = []
+    at = np.linspace(0.25, 0.8, 23)
+    weights = np.stack([(1 - at) ** 3, 3 * (1 - at) ** 2 * at, 3 * (1 - at) * at**2, at**3], axis=1)
+    for edge in edges:
+        spots = weights @ _edge_points(places, edge)  # [candidate, 2]
+        distances = [np.hypot(spots[:, 0] - x, (spots[:, 1] - y) / spread) for x, y in taken]
+        room = np.minimum(0.2, np.min(distances, axis=0)) if taken else np.full(len(spots), 0.2)
+        best = spots[np.argmax(room - 0.02 * np.abs(at - 0.5))]
+        taken.append(best)
+        axes.text(
+            best[0],
+            best[1],
+            _short_number(edge.lead_time),
+            fontsize=8,
+            ha="center",
+            va="center",
+            bbox={"boxstyle": "round,pad=0.18", "facecolor": PAPER, "edgecolor": GRID, "linewidth": 0.6},
+        )
+
+
+def _held(line: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The line with its last value once more, so that the last step has its full width."""
+    return np.append(line, line[-1])
 
 
 def _short_number(value: float, _position: int | None = None) -> str:

@@ -46,7 +46,7 @@ Key = tuple[str, str, int]
 
 @dataclass(frozen=True)
 class Record:
-    """What is kept of one case, method and seed; `errors` name numbers that were not finite and became null."""
+    """What is kept of one case, method and seed; `errors` name numbers that became null: not finite."""
 
     rows: Sequence[Row]
     series: Series

@@ -191,17 +191,21 @@ def on_ray(address: str) -> Executor:
     def execute(tasks: Sequence[Task], emit: Emit) -> None:
         ray.init(address=address, ignore_reinit_error=True)
         running: dict[Any, Task] = {}
-        for task in tasks:
-            remote = ray.remote(carry_out).options(num_gpus=1 if task.device.startswith("cuda") else 0)
-            running[remote.remote(task, _silent)] = task
-            emit(Started(task))
-        while running:
-            (reference,), _ = ray.wait(list(running), num_returns=1)
-            task = running.pop(reference)
-            try:
-                emit(ray.get(reference))
-            except ray.exceptions.RayError as error:
-                emit(Finished(task, 0.0, error=str(error)))
+        try:
+            for task in tasks:
+                remote = ray.remote(carry_out).options(num_gpus=1 if task.device.startswith("cuda") else 0)
+                running[remote.remote(task, _silent)] = task
+                emit(Started(task))
+            while running:
+                (reference,), _ = ray.wait(list(running), num_returns=1)
+                task = running.pop(reference)
+                try:
+                    emit(ray.get(reference))
+                except ray.exceptions.RayError as error:
+                    emit(Finished(task, 0.0, error=str(error)))
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
 
     return execute
 

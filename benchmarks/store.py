@@ -29,7 +29,14 @@ from decisionrl.evaluation.results import (
     write_json,
     write_results,
 )
-from decisionrl.evaluation.series import Series, merge_seeds, series_from_json, series_to_json, write_series
+from decisionrl.evaluation.series import (
+    Series,
+    merge_seeds,
+    series_file,
+    series_from_json,
+    series_to_json,
+    write_series,
+)
 from decisionrl.evaluation.statistics import Estimate
 
 Key = tuple[str, str, int]
@@ -38,8 +45,7 @@ Key = tuple[str, str, int]
 
 @dataclass(frozen=True)
 class Record:
-    """What is kept of one finished case, method and seed; `errors` name the rows that hold null for a number
-    that was not finite."""
+    """What is kept of one case, method and seed; `errors` name numbers that became null: not finite."""
 
     rows: Sequence[Row]
     series: Series
@@ -140,7 +146,9 @@ class Store:
     def _write_series(self, case: str, method: str) -> None:
         seeds = [self.records[key].series for key in sorted(self.records) if key[:2] == (case, method)]
         merged = merge_seeds(seeds)
-        if merged != Series():
+        if merged == Series():
+            series_file(self.directory, case, method).unlink(missing_ok=True)
+        else:
             write_series(self.directory, case, method, merged)
 
     def _row(self, finished: Finished, measurement: Measurement) -> Row:

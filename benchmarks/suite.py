@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
-
 from decisionrl.benchmarks.display import display_for, results_table
 from decisionrl.benchmarks.executors import (
     CaseContext,
@@ -35,7 +33,8 @@ from decisionrl.benchmarks.executors import (
     usable_cores,
 )
 from decisionrl.benchmarks.store import Store
-from decisionrl.evaluation.reports import write_report
+from rich.console import Console
+
 from decisionrl.evaluation.results import code_version, config_hash, write_json
 
 __all__ = ["Case", "CaseContext", "CaseResult", "Measurement", "RequestError", "run_suite"]
@@ -173,6 +172,8 @@ def run_suite(
     )
     rows = store.rows()
     if rows:
+        from decisionrl.evaluation.reports import write_report  # here: worker processes do without matplotlib
+
         write_report(directory)
     if json_output:
         print(

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,20 +89,18 @@ def curve_figure(
     Where every curve has a reference, the relative gap to it on a logarithmic axis; the plain values else.
     `better` ("lower" or "higher") says which way the gap counts.
     """
-    figure = Figure(figsize=(3.6, 2.7), layout="constrained")
+    figure = Figure(figsize=(3.3, 2.5), layout="constrained")
     axes = figure.subplots()
     sign = -1.0 if better == "higher" else 1.0
-    as_gap = all(curve.reference for curve in curves.values())
-    if as_gap:
-        lowest = min((_smallest_gap(curve, sign) for curve in curves.values()), default=math.inf)
-        as_gap = math.isfinite(lowest)
+    gaps = {method: _percent_gap(curve.y, curve=curve, sign=sign) for method, curve in curves.items()}
+    as_gap = all(np.isfinite(gap).any() for gap in gaps.values())
     for method, curve in curves.items():
-        scale = (lambda y, curve=curve: _percent_gap(y, curve, sign)) if as_gap else np.asarray
+        scale = partial(_percent_gap, curve=curve, sign=sign) if as_gap else _plain
         axes.plot(curve.x, scale(curve.y), color=colors[method], label=method)
         if curve.low is not None and curve.high is not None:
-            axes.fill_between(
-                curve.x, scale(curve.low), scale(curve.high), color=colors[method], alpha=0.15, linewidth=0
-            )
+            floor = 1e-9 if as_gap else math.nan  # a bound beyond the reference is below the axis
+            low, high = (np.nan_to_num(scale(bound), nan=floor) for bound in (curve.low, curve.high))
+            axes.fill_between(curve.x, low, high, color=colors[method], alpha=0.15, linewidth=0)
     first = next(iter(curves.values()))
     axes.set_title(title, fontweight="bold")
     axes.set_xlabel(first.x_label)
@@ -109,6 +108,8 @@ def curve_figure(
     axes.xaxis.set_major_formatter(FuncFormatter(_short_number))
     if as_gap:
         axes.set_yscale("log")
+        every = np.concatenate(list(gaps.values()))
+        axes.set_ylim(np.nanmin(every) / 1.4, np.nanmax(every) * 1.4)
         axes.set_ylabel(f"gap of {first.y_label}")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0,)))
         axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
@@ -131,11 +132,14 @@ def path_figure(title: str, path: SamplePath) -> Figure:
     upper, lower = figure.subplots(2, 1, sharex=True)
     shown = slice(max(0, len(path.periods) - _LONGEST_PATH), None)
     periods = np.asarray(path.periods, dtype=float)[shown]
+    periods = np.append(periods, periods[-1] + (periods[-1] - periods[-2] if len(periods) > 1 else 1.0))
     upper.set_title(title, fontweight="bold")
     _steps(upper, periods, path.stock, shown, "stock on hand")
     if path.demand:
         total = np.sum([np.asarray(line, dtype=float)[shown] for line in path.demand.values()], axis=0)
-        lower.fill_between(periods, total, step="post", color=MUTED, alpha=0.18, linewidth=0, label="demand, all")
+        lower.fill_between(
+            periods, _held(total), step="post", color=MUTED, alpha=0.18, linewidth=0, label="demand, all"
+        )
     _steps(lower, periods, path.orders, shown, "ordered")
     lower.set_xlabel("period")
     lower.xaxis.set_major_locator(MaxNLocator(8, integer=True))
@@ -153,16 +157,15 @@ def network_figure(title: str, network: Network) -> Figure:
     axes.set_axis_off()
     axes.set_title(title, fontweight="bold")
     widest = max((edge.flow for edge in network.edges), default=0.0) or 1.0
-    for place, edge in enumerate(network.edges):
-        width = 0.6 + 6.0 * max(0.0, edge.flow) / widest
-        _draw_edge(axes, places, edge, width)
-        if len(network.edges) <= _LABELED_EDGES:
-            _label_edge(axes, places, edge, 0.32 + 0.12 * (place % 4))
+    for edge in network.edges:
+        _draw_edge(axes, places, edge, 0.6 + 6.0 * max(0.0, edge.flow) / widest)
+    if len(network.edges) <= _LABELED_EDGES:
+        _label_edges(axes, places, network.edges, spread=tallest / (1.6 * columns))
     colors = {"supplier": PALETTE[7], "warehouse": PALETTE[0], "store": PALETTE[1]}
     most = max((node.stock for node in network.nodes), default=0.0) or 1.0
     for node in network.nodes:
         x, y = places[node.name]
-        area = 40 + 420 * max(0.0, node.stock) / most
+        area = 60 if node.kind == "supplier" else 40 + 420 * max(0.0, node.stock) / most
         axes.scatter([x], [y], s=area, color=colors[node.kind], edgecolors=PAPER, linewidths=1.5, zorder=3)
         last = round(x) == columns - 1
         offset = math.sqrt(area) / 2 + 4
@@ -177,7 +180,9 @@ def network_figure(title: str, network: Network) -> Figure:
                 va="center",
             )
         else:
-            axes.annotate(label, (x, y), xytext=(0, offset), textcoords="offset points", ha="center", va="bottom")
+            axes.annotate(
+                label, (x, y), xytext=(0, offset), textcoords="offset points", ha="center", va="bottom"
+            )
     axes.set_xlim(-0.45, columns - 1 + 0.45)
     ys = [y for _, y in places.values()]
     axes.set_ylim(min(ys) - 0.75, max(ys) + 0.75)
@@ -185,7 +190,7 @@ def network_figure(title: str, network: Network) -> Figure:
 
 
 def place_nodes(network: Network) -> dict[str, tuple[float, float]]:
-    """Column and height of every node: columns by the longest way from a source, heights with few crossings."""
+    """Column and height of every node: columns by the longest way to it, heights for few crossings."""
     depth = {node.name: 0 for node in network.nodes}
     for _ in network.nodes:  # as many rounds as the longest way can have edges; a cycle cannot go on forever
         for edge in network.edges:
@@ -231,7 +236,9 @@ def to_svg(figure: Figure, *, prefix: str) -> str:
     text = re.sub(r"url\(#", f"url(#{prefix}-", text)
     text = re.sub(r'xlink:href="#', f'href="#{prefix}-', text)
     text = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", text)
-    text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true" focusable="false">', text)
+    text = re.sub(
+        r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true" focusable="false">', text
+    )
     variables = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--paper"}
     variables |= {color: f"--series-{index}" for index, color in enumerate(PALETTE)}
     for color, variable in variables.items():
@@ -239,12 +246,11 @@ def to_svg(figure: Figure, *, prefix: str) -> str:
     return text
 
 
-def _smallest_gap(curve: Curve, sign: float) -> float:
-    gaps = _percent_gap(curve.y, curve, sign)
-    return float(np.nanmin(gaps)) if np.isfinite(gaps).any() else math.inf
+def _plain(y: Sequence[float]) -> NDArray[np.float64]:
+    return np.asarray(y, dtype=float)
 
 
-def _percent_gap(y: Sequence[float], curve: Curve, sign: float) -> NDArray[np.float64]:
+def _percent_gap(y: Sequence[float], *, curve: Curve, sign: float) -> NDArray[np.float64]:
     """100 (y - reference) / |reference|, positive is worse; NaN where it is not positive."""
     reference = curve.reference or math.nan
     gap = 100 * sign * (np.asarray(y, dtype=float) - reference) / abs(reference)
@@ -259,14 +265,14 @@ def _steps(
     label: str,
 ) -> None:
     """Step lines; the largest few in color, the rest in gray."""
-    cut = {name: np.asarray(line, dtype=float)[shown] for name, line in lines.items()}
+    cut = {name: _held(np.asarray(line, dtype=float)[shown]) for name, line in lines.items()}
     largest = sorted(cut, key=lambda name: -float(np.nansum(np.abs(cut[name]))))[:_NAMED_LINES]
     rest = [name for name in cut if name not in largest]
     for index, name in enumerate(rest):
         note = f"{len(rest)} others" if index == 0 else None
         axes.step(periods, cut[name], where="post", color=MUTED, linewidth=0.7, alpha=0.5, label=note)
     for index, name in enumerate(name for name in cut if name in largest):
-        axes.step(periods, cut[name], where="post", color=PALETTE[index], linewidth=1.4, label=name)
+        axes.step(periods, cut[name], where="post", color=PALETTE[index], linewidth=1.2, label=name)
     axes.set_ylabel(label)
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
@@ -284,23 +290,41 @@ def _edge_points(places: Mapping[str, tuple[float, float]], edge: Edge) -> NDArr
 def _draw_edge(axes: Axes, places: Mapping[str, tuple[float, float]], edge: Edge, width: float) -> None:
     codes = [Outline.MOVETO, Outline.CURVE4, Outline.CURVE4, Outline.CURVE4]
     outline = Outline(_edge_points(places, edge), codes)
-    axes.add_patch(PathPatch(outline, facecolor="none", edgecolor=MUTED, linewidth=width, alpha=0.35, capstyle="butt"))
-
-
-def _label_edge(axes: Axes, places: Mapping[str, tuple[float, float]], edge: Edge, at: float) -> None:
-    """The lead time, on the curve at parameter `at`."""
-    weights = np.array([(1 - at) ** 3, 3 * (1 - at) ** 2 * at, 3 * (1 - at) * at**2, at**3])
-    x, y = weights @ _edge_points(places, edge)
-    axes.text(
-        x,
-        y,
-        _short_number(edge.lead_time),
-        fontsize=8,
-        ha="center",
-        va="center",
-        color=INK,
-        bbox={"boxstyle": "round,pad=0.18", "facecolor": PAPER, "edgecolor": GRID, "linewidth": 0.6},
+    axes.add_patch(
+        PathPatch(outline, facecolor="none", edgecolor=MUTED, linewidth=width, alpha=0.35, capstyle="butt")
     )
+
+
+def _label_edges(
+    axes: Axes, places: Mapping[str, tuple[float, float]], edges: Sequence[Edge], *, spread: float
+) -> None:
+    """Every lead time on its curve, where it is farthest from the labels before it.
+
+    `spread` is the height of the picture over its width, in data units: what makes distances comparable.
+    """
+    taken: list[NDArray[np.float64]] = []
+    at = np.linspace(0.25, 0.8, 23)
+    weights = np.stack([(1 - at) ** 3, 3 * (1 - at) ** 2 * at, 3 * (1 - at) * at**2, at**3], axis=1)
+    for edge in edges:
+        spots = weights @ _edge_points(places, edge)  # [candidate, 2]
+        distances = [np.hypot(spots[:, 0] - x, (spots[:, 1] - y) / spread) for x, y in taken]
+        room = np.minimum(0.2, np.min(distances, axis=0)) if taken else np.full(len(spots), 0.2)
+        best = spots[np.argmax(room - 0.02 * np.abs(at - 0.5))]
+        taken.append(best)
+        axes.text(
+            best[0],
+            best[1],
+            _short_number(edge.lead_time),
+            fontsize=8,
+            ha="center",
+            va="center",
+            bbox={"boxstyle": "round,pad=0.18", "facecolor": PAPER, "edgecolor": GRID, "linewidth": 0.6},
+        )
+
+
+def _held(line: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The line with its last value once more, so that the last step has its full width."""
+    return np.append(line, line[-1])
 
 
 def _short_number(value: float, _position: int | None = None) -> str:

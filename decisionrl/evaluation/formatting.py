@@ -25,9 +25,9 @@ def format_value(value: float | None, decimals: int | None = None) -> str:
 def column_decimals(values: Iterable[float | None]) -> int | None:
     """The decimals that align a column of values; None where their sizes differ too much for one format."""
     sizes = [abs(value) for value in values if value is not None and math.isfinite(value) and value != 0]
-    if not sizes or max(sizes) > 1000 * min(sizes):
+    if not sizes or max(sizes) > 100 * min(sizes):
         return None
-    return _decimals_for(max(sizes))
+    return _decimals_for(min(sizes))
 
 
 def format_gap(gap: float | None, decimals: int | None = None) -> str:

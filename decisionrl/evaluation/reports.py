@@ -96,6 +96,7 @@ class ReportFigure:
     caption: str
     png: Path
     svg: Markup
+    methods: Sequence[str] = ()
 
 
 def write_report(directory: Path) -> list[Path]:
@@ -174,7 +175,9 @@ def _draw(
                 name = f"curve--{summary.case}"
                 png = save_png(file, directory / f"{name}.png")
                 svg = Markup(to_svg(inline, prefix=f"c{len(figures)}"))
-                figures.append(ReportFigure("curve", summary.case, summary.case, ends, png, svg))
+                figures.append(
+                    ReportFigure("curve", summary.case, summary.case, ends, png, svg, list(curves))
+                )
             for method in ranked:
                 path = series.get((summary.case, method), Series()).path
                 if path is not None and len(path.periods):
@@ -226,6 +229,7 @@ def _html(
         cases=[_case_view(case) for case in cases],
         figures={kind: [f for f in figures if f.kind == kind] for kind in ("curve", "path", "network")},
         methods=methods,
+        curve_methods=[method for method in methods if any(method in figure.methods for figure in figures)],
         palette_size=len(PALETTE),
         scale=GapScale.over(cases),
         kinds={kind: KIND_NOTES[kind] for kind in kinds},

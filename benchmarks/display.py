@@ -69,9 +69,7 @@ class Bars:
             console=console,
         )
         self.total = len(tasks)
-        self.overall = self.progress.add_task(
-            f"0 of {self.total}", total=sum(task.cost for task in tasks), message=""
-        )
+        self.overall = self.progress.add_task(f"0 of {self.total}", total=sum(task.cost for task in tasks), message="")
         self.bars: dict[str, TaskID] = {}
         self.fractions: dict[str, float] = {}
         self.finished_cost = 0.0
@@ -118,11 +116,7 @@ def results_table(rows: Sequence[Row]) -> Table:
     table.add_column("time", justify="right", no_wrap=True)
     case = None
     for row in main:
-        interval = (
-            ""
-            if row.low is None or row.high is None
-            else f"{format_value(row.low)} … {format_value(row.high)}"
-        )
+        interval = "" if row.low is None or row.high is None else f"{format_value(row.low)} … {format_value(row.high)}"
         texts = {"case": row.case if row.case != case else "", "method": row.method}
         texts |= {"seed": str(row.seed), "metric": row.metric}
         table.add_row(
@@ -144,15 +138,11 @@ def _outcome(event: Finished, rows: Sequence[Row], error: str | None) -> Text:
         return Text.assemble(("failed ", "bold red"), f"{event.task.title}: {reason}")
     main = rows[0]
     interval = (
-        ""
-        if main.low is None or main.high is None
-        else f" [{format_value(main.low)}, {format_value(main.high)}]"
+        "" if main.low is None or main.high is None else f" [{format_value(main.low)}, {format_value(main.high)}]"
     )
     gap = "" if main.gap is None else f", gap {format_gap(main.gap)} to {main.reference_kind}"
     value = f"{main.metric} {format_value(main.value)}{interval}"
-    return Text.assemble(
-        ("done   ", "green"), f"{event.task.title}: {value}{gap}, {format_seconds(event.seconds)}"
-    )
+    return Text.assemble(("done   ", "green"), f"{event.task.title}: {value}{gap}, {format_seconds(event.seconds)}")
 
 
 def _line(console: Console, text: Text) -> None:

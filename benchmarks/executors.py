@@ -131,9 +131,7 @@ def carry_out(task: Task, progress: Progress) -> Finished:
     torch.manual_seed(task.seed)
     try:
         task.directory.mkdir(parents=True, exist_ok=True)
-        result = task.run(
-            CaseContext(task.profile, task.seed, task.device, task.data, task.directory, progress)
-        )
+        result = task.run(CaseContext(task.profile, task.seed, task.device, task.data, task.directory, progress))
         if not isinstance(result, CaseResult) or not result.rows:
             raise TypeError(f"{task.title} must return a CaseResult with at least one row, got {result!r}")
     except Exception:
@@ -184,9 +182,7 @@ def on_ray(address: str) -> Executor:
     try:
         import ray
     except ImportError as error:
-        raise ImportError(
-            "running on a Ray cluster needs the extra: pip install 'decisionrl[ray]'"
-        ) from error
+        raise ImportError("running on a Ray cluster needs the extra: pip install 'decisionrl[ray]'") from error
 
     def execute(tasks: Sequence[Task], emit: Emit) -> None:
         ray.init(address=address, ignore_reinit_error=True)
@@ -225,9 +221,7 @@ class _Worker:
 def _hand_out(task: Task, workers: dict[Connection, _Worker], threads: int, emit: Emit) -> None:
     """Send a task to an idle worker, or to a new one."""
     emit(Started(task))
-    link = next(
-        (link for link, worker in workers.items() if worker.task is None and worker.process.is_alive()), None
-    )
+    link = next((link for link, worker in workers.items() if worker.task is None and worker.process.is_alive()), None)
     if link is None:
         context = multiprocessing.get_context("spawn")
         link, far_end = context.Pipe()

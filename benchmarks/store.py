@@ -77,9 +77,7 @@ class Store:
             stored_hash, rows, series = content["config_hash"], content["rows"], content["series"]
             errors = content["errors"]
         except (KeyError, TypeError) as error:
-            raise ResultsError(
-                f"{path}: not a finished case ({error!r}); delete the file to run it again"
-            ) from error
+            raise ResultsError(f"{path}: not a finished case ({error!r}); delete the file to run it again") from error
         if self.config_hashes.get(key[:2]) != stored_hash:
             self.left_out += 1
             return

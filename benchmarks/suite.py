@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.console import Console
+
 from decisionrl.benchmarks.display import display_for, results_table
 from decisionrl.benchmarks.executors import (
     CaseContext,
@@ -33,8 +35,6 @@ from decisionrl.benchmarks.executors import (
     usable_cores,
 )
 from decisionrl.benchmarks.store import Store
-from rich.console import Console
-
 from decisionrl.evaluation.results import code_version, config_hash, write_json
 
 __all__ = ["Case", "CaseContext", "CaseResult", "Measurement", "RequestError", "run_suite"]
@@ -66,9 +66,7 @@ class Case:
     def __post_init__(self) -> None:
         for field, text in (("name", self.name), ("method", self.method)):
             if not text or "--" in text or not all(letter.isalnum() or letter in "_-.+=" for letter in text):
-                raise ValueError(
-                    f"{field} of a case must be letters, digits and _ - . + = without '--', got {text!r}"
-                )
+                raise ValueError(f"{field} of a case must be letters, digits and _ - . + = without '--', got {text!r}")
         if not math.isfinite(self.cost) or self.cost <= 0:
             raise ValueError(f"{self.title}: cost must be positive, got {self.cost!r}")
 
@@ -167,20 +165,14 @@ def run_suite(
         stopped = True
         console.print("stopped; the same command goes on from here", highlight=False)
 
-    write_json(
-        directory / "run.json", {**about, "finished": _now(), "failed": [task.title for task in failed]}
-    )
+    write_json(directory / "run.json", {**about, "finished": _now(), "failed": [task.title for task in failed]})
     rows = store.rows()
     if rows:
         from decisionrl.evaluation.reports import write_report  # here: worker processes do without matplotlib
 
         write_report(directory)
     if json_output:
-        print(
-            json.dumps(
-                [dataclasses.asdict(row) for row in rows], indent=1, allow_nan=False, ensure_ascii=False
-            )
-        )
+        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=1, allow_nan=False, ensure_ascii=False))
     else:
         console.print(results_table(rows), highlight=False)
         console.print(f"report: {directory / 'report.html'}", highlight=False)
@@ -210,9 +202,7 @@ def _select(cases: Sequence[Case], only: Sequence[str]) -> list[Case]:
     return [case for case in cases if any(matches(case, glob) for glob in only)]
 
 
-def _config_hashes(
-    suite: str, cases: Sequence[Case], profile: str, data: Path | None
-) -> dict[tuple[str, str], str]:
+def _config_hashes(suite: str, cases: Sequence[Case], profile: str, data: Path | None) -> dict[tuple[str, str], str]:
     """The configuration hash of every case and method, in the order of the suite."""
     data_digest = None if data is None else _digest(data)
     hashes: dict[tuple[str, str], str] = {}

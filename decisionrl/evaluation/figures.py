@@ -180,9 +180,7 @@ def network_figure(title: str, network: Network) -> Figure:
                 va="center",
             )
         else:
-            axes.annotate(
-                label, (x, y), xytext=(0, offset), textcoords="offset points", ha="center", va="bottom"
-            )
+            axes.annotate(label, (x, y), xytext=(0, offset), textcoords="offset points", ha="center", va="bottom")
     axes.set_xlim(-0.45, columns - 1 + 0.45)
     ys = [y for _, y in places.values()]
     axes.set_ylim(min(ys) - 0.75, max(ys) + 0.75)
@@ -236,9 +234,7 @@ def to_svg(figure: Figure, *, prefix: str) -> str:
     text = re.sub(r"url\(#", f"url(#{prefix}-", text)
     text = re.sub(r'xlink:href="#', f'href="#{prefix}-', text)
     text = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", text)
-    text = re.sub(
-        r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true" focusable="false">', text
-    )
+    text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg \1 aria-hidden="true" focusable="false">', text)
     variables = {INK: "--ink", MUTED: "--muted", GRID: "--line", PAPER: "--paper"}
     variables |= {color: f"--series-{index}" for index, color in enumerate(PALETTE)}
     for color, variable in variables.items():
@@ -290,9 +286,7 @@ def _edge_points(places: Mapping[str, tuple[float, float]], edge: Edge) -> NDArr
 def _draw_edge(axes: Axes, places: Mapping[str, tuple[float, float]], edge: Edge, width: float) -> None:
     codes = [Outline.MOVETO, Outline.CURVE4, Outline.CURVE4, Outline.CURVE4]
     outline = Outline(_edge_points(places, edge), codes)
-    axes.add_patch(
-        PathPatch(outline, facecolor="none", edgecolor=MUTED, linewidth=width, alpha=0.35, capstyle="butt")
-    )
+    axes.add_patch(PathPatch(outline, facecolor="none", edgecolor=MUTED, linewidth=width, alpha=0.35, capstyle="butt"))
 
 
 def _label_edges(

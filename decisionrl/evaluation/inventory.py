@@ -61,7 +61,7 @@ def evaluate_policies(
         whole_units = demand.integer
     stores = setting.network.num_stores
     start = initial_slots(setting, simulator, scenarios, rng)
-    states = {name: start for name in policies}
+    states = dict.fromkeys(policies, start)
     totals = {name: torch.zeros(scenarios, dtype=torch.float64, device=simulator.device) for name in policies}
     acting = {name: _rounded(policy, simulator) if whole_units else policy for name, policy in policies.items()}
     chunk = max(1, min(100, CHUNK_BYTES // (scenarios * stores * 4)))

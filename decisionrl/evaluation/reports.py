@@ -175,9 +175,7 @@ def _draw(
                 name = f"curve--{summary.case}"
                 png = save_png(file, directory / f"{name}.png")
                 svg = Markup(to_svg(inline, prefix=f"c{len(figures)}"))
-                figures.append(
-                    ReportFigure("curve", summary.case, summary.case, ends, png, svg, list(curves))
-                )
+                figures.append(ReportFigure("curve", summary.case, summary.case, ends, png, svg, list(curves)))
             for method in ranked:
                 path = series.get((summary.case, method), Series()).path
                 if path is not None and len(path.periods):

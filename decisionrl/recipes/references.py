@@ -145,7 +145,7 @@ def transshipment_bound(setting: Setting) -> oracles.TransshipmentBound:
 
 
 def _relaxation(setting: Setting) -> float:
-    """Sum of the stores' own bounds with their shortest lead times, per store (warehouse and ordering costs dropped)."""
+    """Sum of the stores' own bounds with their shortest lead times, per store (other costs dropped)."""
     network, demand = setting.network, setting.demand
     stores = network.nodes[network.num_warehouses :]
     shortest = [

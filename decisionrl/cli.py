@@ -1,1 +1,367 @@
-"""Stand-in until the command line is written."""
+"""The ``decisionrl`` command. Exit status: 0 done, 1 something failed, 2 the request was wrong."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+import decisionrl
+from decisionrl.names import UnknownNameError, pick
+
+SUITES = {"inventory": "decisionrl.benchmarks.inventory"}
+"""Suite name -> module with ``cases(profile, data) -> list[Case]``."""
+
+SET_HELP = "Any argument of the recipe; store.lead_time=2 sets a field of the setting. May be repeated."
+
+PASSED_ON = ("seed", "device", "steps")
+"""Recipe arguments with an option of their own."""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(decisionrl.__version__, prog_name="decisionrl")
+def cli() -> None:
+    """Train control and decision policies, and produce the evidence for them."""
+
+
+@cli.command("list")
+@click.argument("kind", type=click.Choice(["recipes", "envs", "policies", "suites"]), required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_command(kind: str | None, as_json: bool) -> None:
+    """What there is: recipes, envs, policies, suites."""
+    content = {name: _catalogue(name) for name in ([kind] if kind else ["recipes", "envs", "policies", "suites"])}
+    if as_json:
+        click.echo(json.dumps(content, indent=1, ensure_ascii=False))
+        return
+    for name, entries in content.items():
+        if len(content) > 1:
+            click.secho(name, bold=True)
+        width = max((len(entry) for entry in entries), default=0)
+        for entry, text in entries.items():
+            click.echo(f"  {entry:<{width}}  {text}")
+
+
+@cli.command()
+@click.argument("recipe")
+@click.option("--env", help="Gymnasium id or module:Class, for recipes on Gymnasium environments.")
+@click.option("--setting", help="Inventory setting: a shipped name or a .toml file.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Real series for the setting (.pt, .npy, .csv, .parquet)."
+)
+@click.option("--steps", type=click.IntRange(min=1), help="Updates to train for.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Run directory [default: runs/RECIPE-SETTING-POLICY-SEED]."
+)
+@click.option("--resume", type=click.Path(path_type=Path), help="Go on with the run in this directory.")
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Any argument of the recipe; store.lead_time=2 sets a field of the setting.",
+)
+@click.option("--checkpoint-every", type=click.IntRange(min=1), default=200, show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), help="torch threads [default: 1 for small networks].")
+def train(
+    recipe: str,
+    env: str | None,
+    setting: str | None,
+    data: Path | None,
+    steps: int | None,
+    seed: int,
+    device: str,
+    out: Path | None,
+    resume: Path | None,
+    assignments: tuple[str, ...],
+    checkpoint_every: int,
+    threads: int | None,
+) -> None:
+    """Train RECIPE and leave the run in a directory.
+
+    decisionrl train hdpo --setting one_store_lost --set policy=mlp
+    """
+    import torch
+
+    from decisionrl.recipes import recipe as find_recipe
+
+    torch.set_num_threads(threads or 1)
+    function = find_recipe(recipe)
+    if resume is not None:
+        arguments = _saved_arguments(resume, recipe, function)
+        out = resume
+    else:
+        given = {"env": env, "setting": setting, "data": data, "steps": steps, "seed": seed, "device": device}
+        arguments = _arguments(recipe, function, given, assignments)
+    experiment = function(**arguments)
+    if out is None:
+        out = _default_directory(experiment.config)
+    _fit(experiment, out, resume=resume is not None, checkpoint_every=checkpoint_every)
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--episodes", type=click.IntRange(min=2), default=4096, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def evaluate(directory: Path, episodes: int, seed: int, as_json: bool) -> None:
+    """Measure the trained policy of a run directory."""
+    import torch
+
+    torch.set_num_threads(1)
+    experiment = _load_run(directory)
+    if experiment.evaluate is None:
+        raise click.UsageError(f"the recipe of {directory} has no evaluation")
+    result = experiment.evaluate(experiment.policy, episodes=episodes, seed=seed)
+    if as_json:
+        click.echo(json.dumps(result, indent=1))
+    else:
+        _print_result(result)
+
+
+@cli.command()
+@click.argument("suite", default="inventory")
+@click.option("--profile", type=click.Choice(["quick", "full"]), default="quick", show_default=True)
+@click.option("--only", multiple=True, metavar="GLOB", help="Cases to run, as case/method; may be repeated.")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--data", type=click.Path(path_type=Path), help="Real series for the cases that take them.")
+@click.option("--jobs", type=click.IntRange(min=1), help="Parallel worker processes [default: the machine's cores].")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Where results go [default: results/SUITE-PROFILE].")
+@click.option("--ray", "ray_address", help="Run the cases as tasks of this Ray cluster ('auto' or host:port).")
+@click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
+def bench(
+    suite: str,
+    profile: str,
+    only: tuple[str, ...],
+    seeds: int,
+    data: Path | None,
+    jobs: int | None,
+    device: str,
+    out: Path | None,
+    ray_address: str | None,
+    as_json: bool,
+) -> None:
+    """Run a benchmark suite; stopped and run again, it goes on where it was."""
+    import importlib
+
+    from decisionrl.benchmarks.executors import on_ray, usable_cores
+    from decisionrl.benchmarks.suite import run_suite
+
+    module = importlib.import_module(pick("suite", suite, SUITES))
+    status = run_suite(
+        suite,
+        module.cases(profile, data),
+        profile=profile,
+        only=only,
+        seeds=seeds,
+        jobs=jobs or usable_cores(),
+        device=device,
+        data=data,
+        out=out,
+        json_output=as_json,
+        executor=None if ray_address is None else on_ray(ray_address),
+    )
+    sys.exit(status)
+
+
+@cli.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+def report(directory: Path) -> None:
+    """Write results.md, report.html and the figures again from DIRECTORY/results.json."""
+    from decisionrl.evaluation.reports import write_report
+
+    for path in write_report(directory):
+        click.echo(path)
+
+
+def main() -> None:
+    """Entry point: requests that cannot be carried out give one line and exit status 2."""
+    try:
+        cli(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except click.exceptions.Exit as status:
+        sys.exit(status.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except Exception as error:
+        if not _is_request_error(error) or os.environ.get("DECISIONRL_TRACEBACK"):
+            raise
+        click.secho(f"decisionrl: {error}", fg="red", err=True)
+        sys.exit(2)
+
+
+def _is_request_error(error: Exception) -> bool:
+    """Errors that say what was wrong with the request; anything else is a defect and keeps its traceback."""
+    from decisionrl.evaluation.results import ResultsError
+
+    kinds: tuple[type[Exception], ...] = (UnknownNameError, ResultsError)
+    if "torch" in sys.modules:
+        from decisionrl.benchmarks.suite import RequestError
+        from decisionrl.checkpoint import CheckpointError
+        from decisionrl.envs.inventory.demand import DemandError
+        from decisionrl.envs.inventory.network import NetworkError
+        from decisionrl.envs.inventory.setting import SettingError
+        from decisionrl.run import RunError
+
+        kinds += (RequestError, CheckpointError, DemandError, NetworkError, SettingError, RunError)
+    return isinstance(error, kinds)
+
+
+# ------------------------------------------------------------------------------------------------ arguments
+
+
+def _arguments(name: str, function: Any, given: Mapping[str, Any], assignments: tuple[str, ...]) -> dict[str, Any]:
+    """The recipe's keyword arguments from options and --set, every key checked against its signature."""
+    known = inspect.signature(function).parameters
+    arguments: dict[str, Any] = {}
+    for key, value in given.items():
+        if value is None:
+            continue
+        if key not in known:
+            if key in PASSED_ON:
+                continue
+            raise click.UsageError(f"recipe {name} takes no --{key}")
+        arguments[key] = str(value) if isinstance(value, Path) else value
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not key:
+            raise click.UsageError(f"--set {assignment!r}: valid is KEY=VALUE")
+        value = _value(text)
+        head, _, leaf = key.partition(".")
+        if leaf and head in known:
+            arguments.setdefault(head, {})[leaf] = value
+        elif leaf and "overrides" in known:
+            arguments.setdefault("overrides", {})[key] = value
+        else:
+            pick(f"argument of recipe {name}", key, {k: k for k in known})
+            arguments[key] = value
+    return arguments
+
+
+def _value(text: str) -> Any:
+    """JSON where it is JSON, else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _saved_arguments(directory: Path, recipe: str | None, function: Any) -> dict[str, Any]:
+    config = _read_config(directory)
+    if recipe is not None and config.get("recipe") != recipe:
+        raise click.UsageError(f"{directory} is a run of recipe {config.get('recipe')!r}, not {recipe!r}")
+    known = inspect.signature(function).parameters
+    return {key: value for key, value in config.items() if key in known}
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    path = directory / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise click.UsageError(f"{directory} holds no run: {path} does not exist") from None
+    except ValueError as error:
+        raise click.UsageError(f"{path}: not valid JSON: {error}") from None
+    return config
+
+
+def _default_directory(config: Mapping[str, Any]) -> Path:
+    """runs/RECIPE-SETTING-POLICY-seedN, with a number behind it if that is taken."""
+    words = [config.get(key) for key in ("recipe", "setting", "env", "policy")]
+    name = "-".join(Path(str(word)).stem for word in words if word) + f"-seed{config.get('seed', 0)}"
+    path, number = Path("runs") / name, 1
+    while path.exists():
+        number += 1
+        path = Path("runs") / f"{name}-{number}"
+    return path
+
+
+# -------------------------------------------------------------------------------------------------- running
+
+
+def _fit(experiment: Any, out: Path, *, resume: bool, checkpoint_every: int) -> None:
+    from decisionrl.callbacks import Checkpoint, Evaluate, JsonlMetrics, Progress, TensorBoard
+    from decisionrl.checkpoint import save_weights
+    from decisionrl.evaluation.results import write_json
+    from decisionrl.trainer import Trainer
+
+    steps = experiment.config["steps"]
+    callbacks = [Progress(show=("cost",)), JsonlMetrics(every=max(1, steps // 200)), Checkpoint(every=checkpoint_every)]
+    callbacks.append(TensorBoard(every=max(1, steps // 200)))
+    if experiment.evaluate is not None:
+        quick = experiment.evaluate
+
+        def measured(policy: Any) -> dict[str, float]:
+            values = quick(policy, episodes=256, seed=0, long=False)
+            return {k: v for k, v in values.items() if k in ("mean_cost", "mean_return", "gap") and v is not None}
+
+        callbacks.append(Evaluate(measured, every=max(1, steps // 8)))
+    trainer = Trainer(experiment, callbacks=callbacks, out=out, seed=experiment.config.get("seed"), resume=resume)
+    trainer.fit(steps)
+    save_weights(experiment.policy, out / "final.safetensors")
+    click.echo(f"run: {out}")
+    if experiment.evaluate is not None:
+        result = experiment.evaluate(experiment.policy)
+        write_json(out / "evaluation.json", result)
+        _print_result(result)
+
+
+def _load_run(directory: Path) -> Any:
+    from decisionrl import checkpoint, run
+    from decisionrl.recipes import recipe as find_recipe
+
+    config = _read_config(directory)
+    function = find_recipe(str(config.get("recipe")))
+    experiment = function(**_saved_arguments(directory, None, function))
+    final = directory / "final.safetensors"
+    if final.exists():
+        checkpoint.load_weights(experiment.policy, final)
+        return experiment
+    state = checkpoint.load_newest(directory / run.CHECKPOINTS)
+    if state is None:
+        raise click.UsageError(f"{directory} holds neither final weights nor a checkpoint")
+    experiment.policy.load_state_dict(state["learner"]["policy"])
+    return experiment
+
+
+def _print_result(result: Mapping[str, Any]) -> None:
+    key = next(k for k in ("mean_profit", "mean_cost", "mean_return") if k in result)
+    value, low, high = result[key], result["low"], result["high"]
+    if key == "mean_profit":
+        low, high = -high, -low
+    text = (
+        f"{key.replace('_', ' ')} {value:.5g}  95 % interval {low:.5g} to {high:.5g}  ({result['episodes']} episodes)"
+    )
+    if result.get("reference") is not None:
+        text += f"\n{result['reference_kind']} reference {result['reference']:.5g}  gap {100 * result['gap']:.3f} %"
+    click.echo(text)
+
+
+def _catalogue(kind: str) -> dict[str, str]:
+    if kind == "recipes":
+        from decisionrl.recipes import RECIPES, metadata
+
+        return {name: f"{metadata(name)['title']} (arXiv {metadata(name)['arxiv']})" for name in RECIPES}
+    if kind == "envs":
+        from decisionrl.envs.inventory.setting import available_settings, setting_title
+
+        return {name: setting_title(name) for name in available_settings()}
+    if kind == "policies":
+        from decisionrl.recipes.inventory_policies import BUILDERS
+
+        return {name: (builder.__doc__ or "").splitlines()[0] for name, builder in BUILDERS.items()}
+    return {name: f"decisionrl bench {name}" for name in SUITES}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """What a recipe returns: the parts of a run, ready for a Trainer."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,9 @@ class Experiment:
             callbacks (progress, checkpoints) are given to the Trainer.
         config: every resolved setting as JSON-like plain values. A run is resumed only with an equal config.
         metadata: about the recipe: title, arXiv id, what it changes.
+        evaluate: ``evaluate(policy, episodes=N, seed=S)`` measures a policy in the recipe's world and returns
+            plain values: ``mean_return`` or ``mean_cost``, ``low``, ``high``, ``episodes``, and where a
+            reference is known ``reference``, ``reference_kind`` and ``gap``.
     """
 
     policy: nn.Module
@@ -33,3 +36,4 @@ class Experiment:
     callbacks: tuple["Callback", ...] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    evaluate: Callable[..., dict[str, Any]] | None = None

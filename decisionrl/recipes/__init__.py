@@ -1,0 +1,26 @@
+"""Published systems as named compositions of the library's parts."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+from decisionrl.experiment import Experiment
+from decisionrl.names import pick
+
+RECIPES = {
+    "hdpo": "decisionrl.recipes.hdpo",
+}
+"""Recipe name -> module that holds a function of that name and METADATA; imported when used."""
+
+
+def recipe(name: str) -> Callable[..., Experiment]:
+    """The recipe's function; UnknownNameError with the nearest name if there is none."""
+    module = importlib.import_module(pick("recipe", name, RECIPES))
+    return cast(Callable[..., Experiment], getattr(module, name))
+
+
+def metadata(name: str) -> Mapping[str, Any]:
+    """Title, arXiv id, what the recipe changes and what it equals in its limit."""
+    return cast(Mapping[str, Any], importlib.import_module(pick("recipe", name, RECIPES)).METADATA)

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
+from torch import nn
 
 from decisionrl.callbacks import LearningRateSchedule
-from decisionrl.envs.inventory.scenarios import make_simulator, paper_scenarios
+from decisionrl.envs.inventory.scenarios import make_simulator, paper_scenarios, take
 from decisionrl.envs.inventory.setting import Setting, load_setting
+from decisionrl.envs.inventory.simulator import Simulator
+from decisionrl.evaluation.measure import measure, measure_on_series
+from decisionrl.evaluation.references import Reference, reference
 from decisionrl.experience.scenarios import ContinuingScenarios, FiniteScenarios
 from decisionrl.experiment import Experiment
 from decisionrl.learner import GradientLearner
 from decisionrl.names import pick
 from decisionrl.objectives.pathwise import Pathwise
+from decisionrl.recipes.hdpo_paper import paper_learning_rate, paper_options
 from decisionrl.recipes.inventory_policies import BUILDERS, Build
 from decisionrl.seeding import generator
+
+Protocol = Literal["continuing", "finite", "paper"]
+
+LEARNING_RATES = {"gnn": 0.003} | dict.fromkeys(
+    ("base_stock", "capped_base_stock", "echelon_stock", "store_base_stock", "water_filling"), 0.1
+)
+"""Peak of the one-cycle schedule where it is not 0.01: the graph network's repeated updates need a smaller one,
+a handful of levels take a larger one."""
 
 METADATA = {
     "title": "Hindsight differentiable policy optimisation for inventory networks",
@@ -33,10 +48,11 @@ def hdpo(
     setting: str | Path | Setting = "one_store_lost",
     policy: str = "mlp",
     steps: int = 400,
-    protocol: Literal["continuing", "finite"] | None = None,
+    protocol: Protocol | None = None,
     batch: int | None = None,
     periods: int | None = None,
-    learning_rate: float = 0.01,
+    train_scenarios: int | None = None,
+    learning_rate: float | None = None,
     clip_norm: float | None = 1.0,
     redraw: float = 0.125,
     redraw_every: int = 10,
@@ -48,27 +64,39 @@ def hdpo(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Experiment:
-    """A policy, its scenarios and the pathwise learner, with a one-cycle learning rate over ``steps``.
+    """A policy, its scenarios and the pathwise learner.
 
-    protocol: "continuing" (default for stationary demand): short rollouts on fresh demand from the stock in
-    which the last one ended. "finite" (default for series): shuffled mini-batches of the training split, each
-    from its own initial stock. batch, periods: default 256 scenarios and twice the longest lead time to a
-    customer (16 to 40 periods) when continuing, the setting's own when finite. overrides: fields of the
-    setting, see :func:`decisionrl.envs.inventory.setting.load_setting`. Raises SettingError, DemandError, or
-    ValueError for an option that does not fit.
+    protocol:
+
+    - "continuing" (default for stationary demand): short rollouts on fresh demand from the stock in which the
+      last one ended; one-cycle learning rate over ``steps``.
+    - "finite" (default for series): shuffled mini-batches of a fixed training set, each rollout from its own
+      initial stock; one-cycle learning rate. ``train_scenarios`` limits the set.
+    - "paper": the fixed set, batch, horizon, networks in raw units and constant learning rate of the released
+      code (see :mod:`decisionrl.recipes.hdpo_paper`).
+
+    batch, periods: default 256 scenarios and twice the longest lead time to a customer (16 to 40 periods) when
+    continuing, the setting's own otherwise. overrides: fields of the setting, see
+    :func:`decisionrl.envs.inventory.setting.load_setting`. Raises SettingError, DemandError, or ValueError for an
+    option that does not fit.
     """
     chosen = setting if isinstance(setting, Setting) else load_setting(setting, overrides, data=data)
     protocol = protocol or ("finite" if chosen.is_series else "continuing")
+    if protocol not in get_args(Protocol):
+        raise ValueError(f"protocol = {protocol!r}; valid: {', '.join(get_args(Protocol))}")
     simulator = make_simulator(chosen, device=device, dtype=dtype)
+    options = dict(policy_options or {})
+    if protocol == "paper":
+        options = {**paper_options(chosen, policy), **options}
+        learning_rate = learning_rate or paper_learning_rate(chosen, policy)
+    learning_rate = learning_rate or LEARNING_RATES.get(policy, 0.01)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(generator(seed, "weights").initial_seed() % 2**31))
-        build = pick("policy", policy, BUILDERS)
-        actor = build(Build(chosen, simulator), **(policy_options or {})).to(device, dtype)
+        torch.manual_seed(generator(seed, "weights").initial_seed())
+        actor = pick("policy", policy, BUILDERS)(Build(chosen, simulator), **options).to(device, dtype)
     rng = generator(seed, "scenarios", device)
     source: ContinuingScenarios | FiniteScenarios
     if protocol == "continuing":
-        periods = periods or default_periods(chosen)
-        batch = batch or 256
+        batch, periods = batch or 256, periods or default_periods(chosen)
         source = ContinuingScenarios(
             chosen,
             simulator,
@@ -79,39 +107,90 @@ def hdpo(
             redraw_every=redraw_every,
         )
     else:
-        batch = batch or chosen.phases["train"].batch
-        periods = chosen.phases["train"].periods
-        source = FiniteScenarios(paper_scenarios(chosen, simulator, "train"), batch=batch, generator=rng)
-    optimizer = torch.optim.Adam(actor.parameters(), lr=learning_rate, fused=True)
+        training_set = paper_scenarios(chosen, simulator, "train")
+        if train_scenarios is not None:
+            training_set = take(training_set, slice(0, train_scenarios))
+        batch, periods = min(batch or chosen.phases["train"].batch, training_set.batch), training_set.periods
+        source = FiniteScenarios(training_set, batch=batch, generator=rng)
     learner = GradientLearner(
-        actor, Pathwise(simulator, unit=money_unit(chosen), compile=compile), optimizer, clip_norm=clip_norm
+        actor,
+        Pathwise(simulator, unit=1.0 if protocol == "paper" else money_unit(chosen), compile=compile),
+        torch.optim.Adam(actor.parameters(), lr=learning_rate, fused=True),
+        clip_norm=None if protocol == "paper" and policy != "gnn" else clip_norm,
     )
+    schedule = () if protocol == "paper" else (LearningRateSchedule(one_cycle(steps, learning_rate)),)
     config = {
         "recipe": "hdpo",
-        "setting": chosen.name,
-        "overrides": dict(overrides or {}),
-        "data": None if data is None else str(data),
+        "setting": chosen.name if not isinstance(setting, Path) else str(setting),
         "policy": policy,
-        "policy_options": dict(policy_options or {}),
         "steps": steps,
         "protocol": protocol,
         "batch": batch,
         "periods": periods,
+        "train_scenarios": train_scenarios,
         "learning_rate": learning_rate,
         "clip_norm": clip_norm,
         "redraw": redraw,
         "redraw_every": redraw_every,
+        "policy_options": dict(policy_options or {}),
+        "overrides": dict(overrides or {}),
+        "data": None if data is None else str(data),
         "seed": seed,
-        "dtype": str(dtype).removeprefix("torch."),
     }
     return Experiment(
         policy=actor,
         source=source,
         learner=learner,
-        callbacks=(LearningRateSchedule(one_cycle(steps, learning_rate)),),
+        callbacks=schedule,
         config=config,
         metadata=METADATA,
+        evaluate=Evaluator(chosen, simulator),
     )
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Measures policies in one setting; the reference is computed once, when first needed."""
+
+    setting: Setting
+    simulator: Simulator
+
+    @cached_property
+    def reference(self) -> Reference | None:
+        return reference(self.setting, self.simulator)
+
+    def __call__(self, policy: nn.Module, *, episodes: int = 4096, seed: int = 1, long: bool = True) -> dict[str, Any]:
+        """Cost per period and store with a 95 % interval; on series, over the items of the test split.
+
+        episodes: independent scenarios, each followed for 1,000 periods after a warm-up of 500 (300 after 100 if
+        not ``long``). Series have as many as they have items, and use the development split if not ``long``.
+        """
+        setting = self.setting
+        if setting.is_series:
+            measured = measure_on_series(policy, setting, self.simulator, split="test" if long else "dev")
+        else:
+            periods, warmup = (1500, 500) if long else (400, 100)
+            measured = measure(
+                policy,
+                setting,
+                self.simulator,
+                reference=self.reference,
+                scenarios=episodes,
+                periods=periods,
+                warmup=warmup,
+                seed=seed,
+            )
+        cost = measured.cost
+        result: dict[str, Any] = {"mean_cost": cost.value, "low": cost.low, "high": cost.high, "episodes": cost.n}
+        if setting.network.goal == "profit":
+            result["mean_profit"] = -cost.value
+        if measured.reference is not None:
+            result |= {
+                "reference": measured.reference.value,
+                "reference_kind": measured.reference.kind,
+                "gap": measured.gap,
+            }
+        return result
 
 
 def default_periods(setting: Setting) -> int:

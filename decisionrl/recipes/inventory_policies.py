@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from decisionrl.envs.inventory.setting import Setting
 from decisionrl.envs.inventory.simulator import Simulator
+from decisionrl.evaluation.references import transshipment_bound
 from decisionrl.policies.gnn import InventoryGNN
 from decisionrl.policies.inventory_rules import (
     BalancedAllocation,
@@ -22,7 +23,6 @@ from decisionrl.policies.inventory_rules import (
     StoreAndWarehouseBaseStock,
 )
 from decisionrl.policies.mlp import InventoryMLP
-from decisionrl.recipes.references import transshipment_bound
 
 
 @dataclass(frozen=True)
@@ -71,17 +71,19 @@ class Build:
 Builder = Callable[..., nn.Module]
 
 
-def mlp(build: Build, *, hidden: tuple[int, ...] | None = None, **options: Any) -> nn.Module:
+def mlp(build: Build, *, hidden: Sequence[int] | None = None, scaled: bool = True, **options: Any) -> nn.Module:
     """The network over all slots; three layers of 32 for one node, two of 64 to 128 for several."""
     network = build.setting.network
     if hidden is None:
         hidden = (32, 32, 32) if network.num_nodes == 1 else (64, 64) if network.num_nodes <= 6 else (128, 128)
+    raw_orders = not scaled and options.get("supplier_head") != "sigmoid"
     return InventoryMLP(
         network,
         num_slots=build.simulator.num_slots,
         node_scale=build.node_scale,
-        edge_scale=build.edge_scale,
+        edge_scale=[1.0] * network.num_edges if raw_orders else build.edge_scale,
         hidden=hidden,
+        scaled=scaled,
         **options,
     )
 
@@ -108,15 +110,15 @@ def gnn(build: Build, **options: Any) -> nn.Module:
     )
 
 
-def base_stock(build: Build) -> nn.Module:
+def base_stock(build: Build, *, scaled: bool = True) -> nn.Module:
     """Order up to S, starting from the mean demand over the lead time plus one period."""
-    return BaseStock(level=_start_level(build), scale=float(build.store_means[0]))
+    return BaseStock(level=_start_level(build), scale=_unit(build, scaled))
 
 
-def capped_base_stock(build: Build) -> nn.Module:
+def capped_base_stock(build: Build, *, scaled: bool = True) -> nn.Module:
     """Order up to S, at most r."""
-    mean = float(build.store_means[0])
-    return CappedBaseStock(level=_start_level(build), cap=1.5 * mean, scale=mean)
+    cap = 1.5 * float(build.store_means[0])
+    return CappedBaseStock(level=_start_level(build), cap=cap, scale=_unit(build, scaled))
 
 
 def _start_level(build: Build) -> float:
@@ -124,11 +126,15 @@ def _start_level(build: Build) -> float:
     return float(build.store_means[0] * (build.setting.network.lead_times[0] + 1))
 
 
-def echelon_stock(build: Build) -> nn.Module:
+def _unit(build: Build, scaled: bool) -> float:
+    return float(build.store_means.mean()) if scaled else 1.0
+
+
+def echelon_stock(build: Build, *, scaled: bool = True) -> nn.Module:
     """Echelon base stock in a serial system, starting from mean demand over the lead times downstream."""
     network, mean = build.setting.network, float(build.store_means[0])
     downstream = np.cumsum(network.lead_times[::-1])[::-1]
-    return EchelonStock(network, levels=[float(mean * (lead + 1)) for lead in downstream], scale=mean)
+    return EchelonStock(network, levels=[float(mean * (lead + 1)) for lead in downstream], scale=_unit(build, scaled))
 
 
 def store_base_stock(build: Build) -> nn.Module:

@@ -137,6 +137,12 @@ def available_settings() -> list[str]:
     return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
+def setting_title(name: str) -> str:
+    """The title of a shipped setting."""
+    entry = resources.files("decisionrl.envs.inventory") / "settings" / f"{name}.toml"
+    return str(tomllib.loads(entry.read_text(encoding="utf-8")).get("title", name))
+
+
 def load_setting(
     name: str | Path,
     overrides: Mapping[str, Any] | None = None,

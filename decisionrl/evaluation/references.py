@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 from decisionrl.envs.inventory import oracles
@@ -145,18 +146,27 @@ def transshipment_bound(setting: Setting) -> oracles.TransshipmentBound:
 
 
 def _relaxation(setting: Setting) -> float:
-    """Sum of the stores' own bounds with their shortest lead times, per store (other costs dropped)."""
+    """Sum of the stores' own bounds, per store: shortest lead times, no holding upstream, cheapest way in.
+
+    In the long run every unit sold was ordered, so with c the cheapest way to a store its ordering costs are at
+    least c (E[demand] - E[lost]): the store's own problem with p - c instead of p, plus c E[demand].
+    """
     network, demand = setting.network, setting.demand
-    stores = network.nodes[network.num_warehouses :]
-    shortest = [
-        min(lead for j, lead in zip(network.edge_destination, network.lead_times, strict=True) if j == node)
-        for node in range(network.num_warehouses, network.num_nodes)
-    ]
+    assert isinstance(demand, NormalDemand)
+    way = np.full(network.num_nodes, np.inf)
+    lead = np.full(network.num_nodes, np.iinfo(np.int64).max)
+    for i, j, edge in zip(network.edge_source, network.edge_destination, network.edges, strict=True):
+        way[j] = min(way[j], edge.cost + (way[i] if i >= 0 else 0.0))
+        lead[j] = min(lead[j], edge.lead_time)
+    w = network.num_warehouses
+    stores, cheapest = network.nodes[w:], way[w:]
     costs = oracles.lost_sales_relaxation_bound(
-        lead_times=shortest,
+        lead_times=lead[w:].tolist(),
         holding_costs=[node.holding_cost for node in stores],
-        underage_costs=[node.underage_cost or 0.0 for node in stores],
+        underage_costs=[(node.underage_cost or 0.0) - c for node, c in zip(stores, cheapest, strict=True)],
         demand_means=demand.mean,
         demand_stds=demand.std,
     )
-    return float(costs.sum()) / network.num_stores
+    z = demand.mean / demand.std
+    mean_sold = demand.mean * stats.norm.cdf(z) + demand.std * stats.norm.pdf(z) if demand.clip else demand.mean
+    return float((costs + cheapest * mean_sold).sum()) / network.num_stores

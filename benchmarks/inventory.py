@@ -1,0 +1,240 @@
+"""The open inventory benchmark suite: every setting with the policies that fit it, against exact answers.
+
+A case trains one policy with the recipe ``hdpo`` and measures it on demand no training saw, paired with a
+control of known cost where there is one. Case names are the setting's, with other parameters behind it:
+``one_store_lost-L2-p19/mlp``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from decisionrl.benchmarks.suite import Case, CaseContext, CaseResult, Measurement
+from decisionrl.callbacks import Callback
+from decisionrl.evaluation.inventory import evaluate_policies
+from decisionrl.evaluation.measure import Measured, measure, trace
+from decisionrl.evaluation.references import Reference, best_capped
+from decisionrl.evaluation.series import Curve, Series
+from decisionrl.evaluation.statistics import Estimate, paired_difference
+from decisionrl.experiment import Experiment
+from decisionrl.recipes.hdpo import Evaluator, hdpo
+from decisionrl.trainer import Trainer
+
+Profile = Literal["quick", "full"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How long a policy trains and how precisely it is measured (scenarios x periods after a warm-up)."""
+
+    steps: int
+    batch: int | None = None
+    learning_rate: float | None = None
+    periods: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    scenarios: int = 4096
+    measured_periods: int = 1000
+    warmup: int = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainAndMeasure:
+    """One case: train ``policy`` on ``setting``, measure it.
+
+    against: "optimum" is the setting's own reference; "best_capped" the best capped base stock; "rule" the tuned
+    store-base-stock rule, trained here and run on the same demand.
+    """
+
+    setting: str
+    policy: str
+    budget: Budget
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    protocol: Literal["continuing", "paper"] = "continuing"
+    against: Literal["optimum", "best_capped", "rule"] = "optimum"
+
+    def __call__(self, context: CaseContext) -> CaseResult:
+        budget = self.budget
+        experiment = hdpo(
+            setting=self.setting,
+            policy=self.policy,
+            protocol=self.protocol,
+            steps=budget.steps,
+            batch=budget.batch,
+            periods=budget.periods,
+            learning_rate=budget.learning_rate,
+            policy_options=budget.options,
+            overrides=self.overrides,
+            seed=context.seed,
+            device=context.device,
+        )
+        evaluator = experiment.evaluate
+        assert isinstance(evaluator, Evaluator)
+        training = _train(experiment, budget.steps, context)
+        rows, reference = self._measure(experiment, evaluator, context)
+        rows.append(Measurement("training_cpu_seconds", training.cpu_seconds))
+        path, network = trace(experiment.policy, evaluator.setting, evaluator.simulator)
+        curve = training.curve(None if reference is None else reference.value)
+        return CaseResult(rows, Series(curve=curve, path=path, network=network))
+
+    def _measure(
+        self, experiment: Experiment, evaluator: Evaluator, context: CaseContext
+    ) -> tuple[list[Measurement], Reference | None]:
+        budget, setting, simulator = self.budget, evaluator.setting, evaluator.simulator
+        if self.against == "rule":
+            return self._measure_against_rule(experiment, evaluator, context)
+        reference = best_capped(setting, simulator) if self.against == "best_capped" else evaluator.reference
+        measured = measure(
+            experiment.policy,
+            setting,
+            simulator,
+            reference=reference,
+            scenarios=budget.scenarios,
+            periods=budget.warmup + budget.measured_periods,
+            warmup=budget.warmup,
+            seed=EVALUATION_SEED,
+            progress=lambda done: context.progress(TRAINING_SHARE + (1 - TRAINING_SHARE) * done, "measuring"),
+        )
+        return [_row("cost", measured)], reference
+
+    def _measure_against_rule(
+        self, experiment: Experiment, evaluator: Evaluator, context: CaseContext
+    ) -> tuple[list[Measurement], Reference | None]:
+        """The tuned rule is the reference, run on the same paths; the bound is a row of its own."""
+        budget = self.budget
+        context.progress(TRAINING_SHARE, "tuning the rule")
+        rule = hdpo(
+            setting=self.setting,
+            policy="store_base_stock",
+            steps=RULE_STEPS[context.profile],
+            overrides=self.overrides,
+            device=context.device,
+        )
+        Trainer(rule).fit(RULE_STEPS[context.profile])
+        costs = evaluate_policies(
+            {"policy": experiment.policy, "rule": rule.policy},
+            evaluator.setting,
+            evaluator.simulator,
+            scenarios=budget.scenarios,
+            periods=budget.warmup + budget.measured_periods,
+            warmup=budget.warmup,
+            seed=EVALUATION_SEED,
+            progress=lambda done: context.progress(TRAINING_SHARE + (1 - TRAINING_SHARE) * done, "measuring"),
+        )
+        rule_cost = costs["rule"].mean
+        difference = paired_difference(
+            costs["policy"].cost, costs["rule"].cost, rng=np.random.default_rng(EVALUATION_SEED)
+        )
+        estimate = _shifted(difference, rule_cost)
+        rows = [Measurement("cost", estimate, rule_cost, "peer"), Measurement("cost_minus_rule", difference)]
+        if evaluator.reference is not None:
+            rows.append(Measurement("cost_over_bound", estimate, evaluator.reference.value, "bound"))
+        return rows, Reference(rule_cost, "bound")
+
+
+EVALUATION_SEED = 20_260_101
+TRAINING_SHARE = 0.8
+RULE_STEPS = {"quick": 400, "full": 2000}
+
+
+@dataclass(frozen=True)
+class _Training:
+    cpu_seconds: float
+    steps: list[int]
+    costs: list[float]
+
+    def curve(self, reference: float | None) -> Curve:
+        """Training cost, averaged over twenty-fourths of the run."""
+        bins = np.array_split(np.arange(len(self.steps)), min(24, len(self.steps)))
+        return Curve(
+            x_label="updates",
+            y_label="cost per period and store in training",
+            x=[float(self.steps[b[-1]]) for b in bins],
+            y=[float(np.mean([self.costs[i] for i in b])) for b in bins],
+            reference=reference,
+        )
+
+
+class _Watch(Callback):
+    """Keeps the training cost of every update and reports progress."""
+
+    name = "watch"
+
+    def __init__(self, context: CaseContext, steps: int) -> None:
+        self.steps: list[int] = []
+        self.costs: list[Any] = []
+        self._context, self._total = context, steps
+
+    def on_step(self, trainer: Trainer) -> None:
+        self.steps.append(trainer.step)
+        self.costs.append(trainer.metrics["cost"])
+        self._context.progress(TRAINING_SHARE * trainer.step / self._total, f"update {trainer.step} of {self._total}")
+
+
+def _train(experiment: Experiment, steps: int, context: CaseContext) -> _Training:
+    watch = _Watch(context, steps)
+    start = time.process_time()
+    Trainer(experiment, callbacks=[watch]).fit(steps)
+    return _Training(time.process_time() - start, watch.steps, [float(cost) for cost in watch.costs])
+
+
+def _row(metric: str, measured: Measured) -> Measurement:
+    if measured.reference is None:
+        return Measurement(metric, measured.cost)
+    return Measurement(metric, measured.cost, measured.reference.value, measured.reference.kind)
+
+
+def _shifted(estimate: Estimate, by: float) -> Estimate:
+    low = None if estimate.low is None else estimate.low + by
+    high = None if estimate.high is None else estimate.high + by
+    return Estimate(estimate.value + by, low, high, estimate.n)
+
+
+# ---------------------------------------------------------------------------------------------- the cases
+
+RULE = Budget(steps=400)
+
+QUICK: Mapping[tuple[str, str], Budget] = {
+    ("one_store_backlogged", "base_stock"): Budget(steps=300),
+    ("one_store_backlogged", "mlp"): Budget(steps=500),
+    ("one_store_lost", "capped_base_stock"): Budget(steps=400),
+    ("one_store_lost", "mlp"): Budget(steps=800),
+    ("serial_system", "echelon_stock"): Budget(steps=600),
+    ("serial_system", "mlp"): Budget(steps=1500),
+    ("serial_system", "gnn"): Budget(steps=400, batch=64),
+    ("transshipment_backlogged", "water_filling"): Budget(steps=200, learning_rate=0.01),
+    ("transshipment_backlogged", "mlp"): Budget(steps=800),
+    ("transshipment_backlogged", "gnn"): Budget(steps=300, batch=64, scenarios=1024, measured_periods=400),
+    ("one_warehouse_lost_demand", "store_base_stock"): RULE,
+    ("one_warehouse_lost_demand", "mlp"): Budget(steps=1000),
+    ("one_warehouse_lost_demand", "gnn"): Budget(steps=300, batch=64, scenarios=1024, measured_periods=400),
+    ("many_warehouses_lost_demand", "store_base_stock"): RULE,
+    ("many_warehouses_lost_demand", "mlp"): Budget(steps=1000),
+    ("many_warehouses_lost_demand", "gnn"): Budget(steps=250, batch=64, scenarios=1024, measured_periods=300),
+}
+
+AGAINST: Mapping[tuple[str, str], Literal["best_capped", "rule"]] = {
+    ("one_store_lost", "capped_base_stock"): "best_capped",
+    ("one_warehouse_lost_demand", "mlp"): "rule",
+    ("one_warehouse_lost_demand", "gnn"): "rule",
+    ("many_warehouses_lost_demand", "mlp"): "rule",
+    ("many_warehouses_lost_demand", "gnn"): "rule",
+}
+
+
+def cases(profile: str, data: Path | None) -> list[Case]:
+    """All cases of a profile, in the order of the report."""
+    budgets = QUICK
+    return [_case(setting, policy, budget) for (setting, policy), budget in budgets.items()]
+
+
+def _case(setting: str, policy: str, budget: Budget) -> Case:
+    run = TrainAndMeasure(
+        setting=setting, policy=policy, budget=budget, against=AGAINST.get((setting, policy), "optimum")
+    )
+    return Case(setting, policy, run, cost=budget.steps * (10.0 if policy == "gnn" else 1.0))

@@ -59,15 +59,21 @@ def fresh_scenarios(
     periods: int,
     generator: torch.Generator,
     slots: Slots | None = None,
+    parameters: Parameters | None = None,
 ) -> Scenario:
-    """New demand paths from a stationary process; from random initial stock unless ``slots`` is given."""
+    """New demand paths from a stationary process, with the past demand the setting shows.
+
+    They start from random initial stock unless ``slots`` is given, with the setting's costs and lead times
+    unless ``parameters`` are given.
+    """
     demand = stationary_demand(setting)
     if slots is None:
         slots = initial_slots(setting, simulator, batch, generator)
     return Scenario(
         slots=slots,
-        demand=demand.sample(periods, batch, generator, simulator.dtype),
-        parameters=scenario_parameters(setting, simulator, batch),
+        demand=demand.sample(setting.history + periods, batch, generator, simulator.dtype),
+        parameters=scenario_parameters(setting, simulator, batch) if parameters is None else parameters,
+        history=setting.history,
     )
 
 

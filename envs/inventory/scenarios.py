@@ -78,15 +78,19 @@ def fresh_scenarios(
 
 
 def scenario_parameters(setting: Setting, simulator: Simulator, batch: int) -> Parameters:
-    """Costs and lead times, with a leading batch dimension where they vary by scenario."""
-    parameters = simulator.parameters
+    """Costs and lead times, with a leading batch dimension where they vary by scenario.
+
+    A value drawn for a scenario holds for all stores, or for all edges into stores; warehouses keep their own.
+    """
+    parameters, network = simulator.parameters, setting.network
     for name, draw in setting.per_scenario.items():
         values = scenario_values(draw, batch)
         if len(values) < batch:
             raise SettingError(f"{name}: {len(values)} values in the file; valid: at least {batch}, one a scenario")
         column = torch.as_tensor(values, device=simulator.device, dtype=simulator.dtype)[:, None]
-        base = getattr(parameters, name)
-        parameters = parameters._replace(**{name: column.expand(batch, base.shape[-1])})
+        nodes = network.edge_destination if name == "lead_time" else range(network.num_nodes)
+        varies = torch.tensor([node >= network.num_warehouses for node in nodes], device=simulator.device)
+        parameters = parameters._replace(**{name: torch.where(varies, column, getattr(parameters, name))})
     return parameters
 
 

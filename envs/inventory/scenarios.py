@@ -59,28 +59,38 @@ def fresh_scenarios(
     periods: int,
     generator: torch.Generator,
     slots: Slots | None = None,
+    parameters: Parameters | None = None,
 ) -> Scenario:
-    """New demand paths from a stationary process; from random initial stock unless ``slots`` is given."""
+    """New demand paths from a stationary process, with the past demand the setting shows.
+
+    They start from random initial stock unless ``slots`` is given, with the setting's costs and lead times
+    unless ``parameters`` are given.
+    """
     demand = stationary_demand(setting)
     if slots is None:
         slots = initial_slots(setting, simulator, batch, generator)
     return Scenario(
         slots=slots,
-        demand=demand.sample(periods, batch, generator, simulator.dtype),
-        parameters=scenario_parameters(setting, simulator, batch),
+        demand=demand.sample(setting.history + periods, batch, generator, simulator.dtype),
+        parameters=scenario_parameters(setting, simulator, batch) if parameters is None else parameters,
+        history=setting.history,
     )
 
 
 def scenario_parameters(setting: Setting, simulator: Simulator, batch: int) -> Parameters:
-    """Costs and lead times, with a leading batch dimension where they vary by scenario."""
-    parameters = simulator.parameters
+    """Costs and lead times, with a leading batch dimension where they vary by scenario.
+
+    A value drawn for a scenario holds for all stores, or for all edges into stores; warehouses keep their own.
+    """
+    parameters, network = simulator.parameters, setting.network
     for name, draw in setting.per_scenario.items():
         values = scenario_values(draw, batch)
         if len(values) < batch:
             raise SettingError(f"{name}: {len(values)} values in the file; valid: at least {batch}, one a scenario")
         column = torch.as_tensor(values, device=simulator.device, dtype=simulator.dtype)[:, None]
-        base = getattr(parameters, name)
-        parameters = parameters._replace(**{name: column.expand(batch, base.shape[-1])})
+        nodes = network.edge_destination if name == "lead_time" else range(network.num_nodes)
+        varies = torch.tensor([node >= network.num_warehouses for node in nodes], device=simulator.device)
+        parameters = parameters._replace(**{name: torch.where(varies, column, getattr(parameters, name))})
     return parameters
 
 

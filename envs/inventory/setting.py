@@ -267,6 +267,7 @@ def _parse(raw: dict[str, Any], *, name: str, folder: Path, data: str | Path | N
     paper = top.table("paper", {})
     seeds = {key: paper.get(key, int, 0) for key in ("demand_seed", "test_demand_seed", "initial_stock_seed")}
     seeds["test_initial_stock_seed"] = paper.get("test_initial_stock_seed", int, seeds["initial_stock_seed"])
+    _check_per_scenario(raw, groups, network)
     phases = {key: _parse_phase(paper.table(key)) for key in ("train", "dev", "test") if key in raw.get("paper", {})}
     paper.finish()
     top.finish()
@@ -361,6 +362,33 @@ def _numbers(
         middle = (draw.low + draw.high - draw.integer) / 2
         return [float(int(middle)) if draw.integer else middle] * count
     return [float(v) for v in draw.values(count)]
+
+
+def _check_per_scenario(raw: dict[str, Any], groups: dict[str, list[str]], network: Network) -> None:
+    """A value for each scenario holds for all stores (or edges into stores) alike: refuse what would not be so."""
+    stores = set(network.node_names[network.num_warehouses :])
+    kinds = [("nodes", "name", ("holding_cost", "underage_cost")), ("edges", "to", ("lead_time", "cost"))]
+    for section, place, keys in kinds:
+        for key in keys:
+            drawn, fixed = [], []
+            for i, entry in enumerate(raw[section]):
+                names = [entry[place]] if isinstance(entry[place], str) else entry[place]
+                at_stores = {node for name in names for node in groups[name]} & stores
+                value, path = entry.get(key), f"{section}[{i}].{key}"
+                if isinstance(value, dict) and ("file" in value or value.get("each") == "scenario"):
+                    drawn.append(value)
+                    if key == "cost" or len(at_stores) < sum(len(groups[name]) for name in names):
+                        raise SettingError(
+                            f"{path} = {value!r} gives a value for each scenario; valid are holding_cost and "
+                            "underage_cost of nodes with demand, and lead_time of edges to them"
+                        )
+                elif at_stores:
+                    fixed.append(path)
+            if drawn and (fixed or any(value != drawn[0] for value in drawn)):
+                where = fixed[0] if fixed else f"{section}: {key}"
+                raise SettingError(
+                    f"{where}: a value for each scenario is the same at all nodes with demand: {drawn[0]!r}"
+                )
 
 
 def _parse_draw(table: _Table) -> tuple[Draw, str]:

@@ -114,13 +114,16 @@ class Simulator:
         min_slots: int = 1,
         lead_time_range: tuple[int, int] | None = None,
     ) -> None:
-        """min_slots: pipeline length at least this. lead_time_range: lead times vary by scenario within it."""
+        """min_slots: pipeline length at least this. lead_time_range: some lead times vary by scenario within it."""
         self.network = network
         self.device = torch.device(device)
         self.dtype = dtype
         self.varying_lead_times = lead_time_range is not None
-        longest = max(network.lead_times) if lead_time_range is None else lead_time_range[1]
-        self.num_slots = max(longest, min_slots)
+        possible = set(network.lead_times)
+        if lead_time_range is not None:
+            possible |= set(range(lead_time_range[0], lead_time_range[1] + 1))
+        self._lead_times = sorted(possible)
+        self.num_slots = max(self._lead_times[-1], min_slots)
         n, e = network.num_nodes, network.num_edges
         source = torch.zeros(e, n, device=self.device, dtype=dtype)
         destination = torch.zeros(e, n, device=self.device, dtype=dtype)
@@ -130,9 +133,6 @@ class Simulator:
             destination[edge, j] = 1.0
         self._source = source if bool(source.any()) else None
         self._destination = None if network.is_arborescence else destination
-        self._lead_times = sorted(set(network.lead_times))
-        if self.varying_lead_times:
-            self._lead_times = list(range(lead_time_range[0], lead_time_range[1] + 1))  # type: ignore[index]
         self._arrives = [
             torch.tensor([float(lead == k) for lead in network.lead_times], device=self.device, dtype=dtype)
             for k in self._lead_times

@@ -255,6 +255,10 @@ class Checkpoint(Callback):
             raise ValueError("Checkpoint needs a Trainer with out, the directory of the run")
         self._directory = trainer.out / run.CHECKPOINTS
 
+    def on_start(self, trainer: "Trainer") -> None:
+        if distributed.is_main():
+            checkpoint.remove_partial(self._directory)
+
     def on_step(self, trainer: "Trainer") -> None:
         if trainer.due(self._every):
             self._save(trainer)

@@ -109,6 +109,12 @@ def load_newest(directory: Path) -> dict[str, Any] | None:
     return state
 
 
+def remove_partial(directory: Path) -> None:
+    """Delete what a killed process was still writing. Only for the one process that writes here."""
+    for temporary in directory.glob(".step-*.tmp"):
+        temporary.unlink()
+
+
 def steps(directory: Path) -> list[int]:
     """The steps of the complete checkpoints in a directory, oldest first."""
     if not directory.is_dir():

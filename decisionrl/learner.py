@@ -282,6 +282,9 @@ class GradientLearner:
                 f"{sorted(self.components)}"
             )
         self.steps = state["steps"]
+        self._watched.clear()
+        if self._bad is not None:
+            self._bad.zero_()
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema_policy is not None:

@@ -126,10 +126,17 @@ def test_state_is_not_handed_out_after_a_failure_not_yet_reported() -> None:
     policy = network()
     optimizer = torch.optim.Adam(policy.parameters(), 0.01, fused=True)
     learner = GradientLearner(policy, Poisoned("gradient"), optimizer, check_every=100)
-    for _ in range(4):
-        learner.update(data())
+    run_updates(learner, 2)
+    good = copy.deepcopy(learner.state_dict())
+    run_updates(learner, 2)
     with pytest.raises(NonFiniteError, match="update 3"):
         learner.state_dict()
+    learner.load_state_dict(good)  # going back mends it
+    learner._objective = mse
+    before = weights(policy)
+    learner.update(data())
+    learner.check()
+    assert not torch.equal(weights(policy), before)
 
 
 def test_overflowing_norm_of_finite_gradients_is_an_error() -> None:

@@ -88,6 +88,16 @@ def test_best_weights_are_kept(tmp_path: Path) -> None:
     assert all(torch.equal(w, history[9][name]) for name, w in other.state_dict().items())
 
 
+def test_best_value_outlives_a_resume(tmp_path: Path) -> None:
+    for steps, value, best in ((5, 1.0, 1.0), (10, 2.0, 1.0), (15, 0.5, 0.5)):
+        evaluate = Evaluate(scripted([value]), every=5, keep_best="eval/cost")
+        callbacks = [evaluate, Checkpoint(every=5)]
+        Trainer(experiment(20), callbacks=callbacks, out=tmp_path, resume=True).fit(steps)
+        assert evaluate.best == best
+        about = checkpoint.load_weights(experiment(20).policy, tmp_path / "best.safetensors")
+        assert about["eval/cost"] == repr(best)
+
+
 def test_averaged_weights_can_be_evaluated() -> None:
     made = experiment(5)
     seen = []

@@ -176,6 +176,16 @@ def test_damage_is_found(tmp_path: Path) -> None:
     assert checkpoint.load(path)["name"] == "abc"
 
 
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    checkpoint.save(path, {"x": 1})
+    before = path.read_bytes()
+    with path.open("rb") as old:
+        checkpoint.save(path, {"x": 2})
+        assert old.read() == before  # it was not written into, but gave its name away
+    assert checkpoint.load(path) == {"x": 2}
+
+
 def test_foreign_files_are_refused(tmp_path: Path) -> None:
     touched = tmp_path / "touched"
 

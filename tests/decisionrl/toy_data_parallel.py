@@ -79,6 +79,7 @@ if __name__ == "__main__":
     train(Path(sys.argv[1]), 3, accelerator)
     trainer, source = train(Path(sys.argv[1]), 6, accelerator)
     assert trainer.step == 6
+    assert trainer.recorded == {"eval/rank": 0.0}  # the main process's, in both
     own = seeding.generator(0, f"rank {distributed.rank()}")
     assert source.drawn == [float(torch.rand((), generator=own)) for _ in range(6)]
     weights = nn.utils.parameters_to_vector(trainer.policy.parameters()).detach()

@@ -188,6 +188,8 @@ def test_metrics_file_has_each_step_once(tmp_path: Path) -> None:
     assert [line["step"] for line in lines(tmp_path)] == [2, 4, 5, 6, 8, 10]
     resumed = trainer()
     assert resumed.step == 8
+    resumed.fit(8)
+    assert [line["step"] for line in lines(tmp_path)] == [2, 4, 5, 6, 8]
     resumed.fit(16)
     assert [line["step"] for line in lines(tmp_path)] == [2, 4, 5, 6, 8, 10, 12, 14, 15, 16]
     assert "eval/distance" in lines(tmp_path)[2]

@@ -88,6 +88,21 @@ def test_a_closed_form_learner_has_the_same_trainer(tmp_path: Path) -> None:
     torch.testing.assert_close(learner.gram, 3 * source.x.T @ source.x)
 
 
+def test_the_source_gets_back_what_the_objective_carried() -> None:
+    source, policy = Dataset(), linear()
+    carried: list[int] = []
+    observed: list[int] = []
+    source.observe = lambda update: observed.append(update.carry)  # type: ignore[method-assign]
+
+    def objective(policy: nn.Module, batch: tuple[Tensor, Tensor], /) -> Loss:
+        assert observed == carried  # each update is observed before the next batch is used
+        carried.append(len(carried))
+        return Loss(mse(policy, batch).value, carry=carried[-1])
+
+    Trainer(GradientLearner(policy, objective, torch.optim.SGD(policy.parameters(), 0.1)), source).fit(3)
+    assert observed == [0, 1, 2]
+
+
 def test_fit_trains_up_to_a_total_in_the_sources_steps() -> None:
     made = experiment(100)
     source = ContinuingSource(0, steps_per_sample=8)

@@ -98,6 +98,15 @@ def test_best_value_outlives_a_resume(tmp_path: Path) -> None:
         assert about["eval/cost"] == repr(best)
 
 
+def test_callbacks_serve_one_trainer_after_another(tmp_path: Path) -> None:
+    evaluate = Evaluate(scripted([1.0, 2.0, 9.0, 8.0]), every=1, keep_best="eval/cost")
+    callbacks = [evaluate, EarlyStopping("eval/cost", patience=1), JsonlMetrics(every=1)]
+    for name, best, steps in (("first", 1.0, 2), ("second", 8.0, 2)):
+        trainer = Trainer(experiment(20), callbacks=callbacks, out=tmp_path / name)
+        trainer.fit(2)
+        assert (evaluate.best, trainer.step, len(lines(tmp_path / name))) == (best, steps, steps)
+
+
 def test_averaged_weights_can_be_evaluated() -> None:
     made = experiment(5)
     seen = []

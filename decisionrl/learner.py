@@ -139,6 +139,7 @@ class GradientLearner:
         accelerator: a Hugging Face Accelerator for device placement and data parallelism (DDP; each process
             holds all weights). Each process gives its own share of the batch: equal shares of a loss that is
             a mean over samples give the gradient of the whole batch. Metrics are averaged over processes.
+            A script ends with ``accelerator.free_memory()`` and ``accelerator.end_training()``.
         components: named objects with state across batches (trackers, reference policies), saved along.
         check_every: on how many updates together non-finite values are looked for. 1 reads two scalars each
             update. More needs a fused optimizer: a flag on the device holds the weights from the first bad

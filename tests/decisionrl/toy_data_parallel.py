@@ -72,16 +72,23 @@ def train(out: Path, steps: int, accelerator: Accelerator | None) -> tuple[Train
     return trainer, source
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    accelerator = Accelerator(cpu=True)
+def main(out: Path, accelerator: Accelerator) -> None:
     assert accelerator.num_processes == 2
-    train(Path(sys.argv[1]), 3, accelerator)
-    trainer, source = train(Path(sys.argv[1]), 6, accelerator)
+    train(out, 3, accelerator)
+    trainer, source = train(out, 6, accelerator)
     assert trainer.step == 6
     assert trainer.recorded == {"eval/rank": 0.0}  # the main process's, in both
     own = seeding.generator(0, f"rank {distributed.rank()}")
     assert source.drawn == [float(torch.rand((), generator=own)) for _ in range(6)]
     weights = nn.utils.parameters_to_vector(trainer.policy.parameters()).detach()
     assert torch.equal(accelerator.gather(weights).view(2, -1), weights.expand(2, -1))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    main(Path(sys.argv[1]), accelerator)
+    # What is left of the process group's threads at exit may abort the interpreter (pytorch #179291), and the
+    # prepared modules hold on to the group.
+    accelerator.free_memory()
     accelerator.end_training()

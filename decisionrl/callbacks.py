@@ -36,7 +36,7 @@ class Callback:
     priority: int = 20
 
     def attach(self, trainer: "Trainer") -> None:
-        """Once, when the trainer is made, before any state is loaded."""
+        """Once, when the trainer is made, before any state is loaded: begin afresh."""
 
     def on_start(self, trainer: "Trainer") -> None:
         """At the start of every ``fit``, after any state was loaded."""
@@ -100,6 +100,7 @@ class Evaluate(Callback):
         self._mode = mode
 
     def attach(self, trainer: "Trainer") -> None:
+        self.best = self.best_step = None
         if self._keep_best is not None and trainer.out is None:
             raise ValueError("keep_best needs a Trainer with out, the directory to keep the weights in")
 
@@ -165,6 +166,7 @@ class EarlyStopping(Callback):
         self._waited = 0
 
     def attach(self, trainer: "Trainer") -> None:
+        self._best, self._waited = None, 0
         self._evaluated = any(
             isinstance(other, Evaluate) and self._monitor.startswith(f"{other.name}/") for other in trainer.callbacks
         )
@@ -249,6 +251,10 @@ class Checkpoint(Callback):
             raise ValueError("Checkpoint needs a Trainer with out, the directory of the run")
         self._directory = trainer.out / run.CHECKPOINTS
 
+    def on_start(self, trainer: "Trainer") -> None:
+        if distributed.is_main():
+            checkpoint.remove_partial(self._directory)
+
     def on_step(self, trainer: "Trainer") -> None:
         if trainer.due(self._every):
             self._save(trainer)
@@ -280,6 +286,7 @@ class JsonlMetrics(Callback):
         if trainer.out is None:
             raise ValueError("JsonlMetrics needs a Trainer with out, the directory of the run")
         self._path = trainer.out / "metrics.jsonl"
+        self._size = 0
 
     def on_start(self, trainer: "Trainer") -> None:
         if not distributed.is_main():

@@ -107,6 +107,12 @@ def load_newest(directory: Path) -> dict[str, Any] | None:
     return state
 
 
+def remove_partial(directory: Path) -> None:
+    """Delete what a killed process was still writing. Only for the one process that writes here."""
+    for temporary in directory.glob(".step-*.tmp"):
+        temporary.unlink()
+
+
 def steps(directory: Path) -> list[int]:
     """The steps of the complete checkpoints in a directory, oldest first."""
     if not directory.is_dir():
@@ -185,7 +191,8 @@ def _checksum(structure: str, tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         value = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), value)
-        value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
+        if tensor.numel():
+            value = zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, value)
     return f"{value:08x}"
 
 

@@ -139,6 +139,7 @@ class GradientLearner:
         accelerator: a Hugging Face Accelerator for device placement and data parallelism (DDP; each process
             holds all weights). Each process gives its own share of the batch: equal shares of a loss that is
             a mean over samples give the gradient of the whole batch. Metrics are averaged over processes.
+            A script ends with ``accelerator.free_memory()`` and ``accelerator.end_training()``.
         components: named objects with state across batches (trackers, reference policies), saved along.
         check_every: on how many updates together non-finite values are looked for. 1 reads two scalars each
             update. More needs a fused optimizer: a flag on the device holds the weights from the first bad
@@ -258,7 +259,7 @@ class GradientLearner:
         self._watched.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Policy, optimizer, average and components.
+        """Policy, optimizer, average and components; references to the live tensors, as in torch.
 
         Raises:
             NonFiniteError: an update since the last look was not finite.
@@ -282,6 +283,9 @@ class GradientLearner:
                 f"{sorted(self.components)}"
             )
         self.steps = state["steps"]
+        self._watched.clear()
+        if self._bad is not None:
+            self._bad.zero_()
         self.policy.load_state_dict(state["policy"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.ema_policy is not None:
@@ -303,19 +307,18 @@ class GradientLearner:
         Returns whether the gradient may need clipping, as far as is known without waiting for the device.
         """
         loss = metrics["loss"]
+        if self._bad is None and math.isfinite(loss.item()) and math.isfinite(value := norm.item()):
+            return self._clip_norm is not None and value + 1e-5 > self._clip_norm
+        names = [n for n, p in zip(self._names, self._parameters, strict=True) if p.grad is not None]
+        others = {name: metric for name, metric in metrics.items() if name != "loss"}
+        watched = _Watched(self.steps, loss, others, names, norms)
         if self._bad is None:
-            if math.isfinite(loss.item()) and math.isfinite(value := norm.item()):
-                return self._clip_norm is not None and value + 1e-5 > self._clip_norm
-            watched = _Watched(self.steps, loss, metrics, self._names_with_gradient(), norms)
             raise NonFiniteError(self.steps, watched.culprit() or "total gradient norm")
         torch.maximum(self._bad, ~(loss.isfinite() & norm.isfinite()), out=self._bad)
-        self._watched.append(_Watched(self.steps, loss, metrics, self._names_with_gradient(), norms))
+        self._watched.append(watched)
         if self.steps % self._check_every == 0:
             self.check()
         return self._clip_norm is not None
-
-    def _names_with_gradient(self) -> list[str]:
-        return [n for n, p in zip(self._names, self._parameters, strict=True) if p.grad is not None]
 
     def _parameter_names(self) -> list[str]:
         """The name of each of the optimizer's parameters, for errors."""

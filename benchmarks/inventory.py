@@ -75,7 +75,7 @@ class TrainAndMeasure:
         )
         evaluator = experiment.evaluate
         assert isinstance(evaluator, Evaluator)
-        training = _train(experiment, budget.steps, context)
+        training = _train(experiment, evaluator, budget.steps, context)
         rows, reference = self._measure(experiment, evaluator, context)
         rows.append(Measurement("training_cpu_seconds", training.cpu_seconds))
         path, network = trace(experiment.policy, evaluator.setting, evaluator.simulator)
@@ -142,45 +142,46 @@ TRAINING_SHARE = 0.8
 RULE_STEPS = {"quick": 400, "full": 2000}
 
 
-@dataclass(frozen=True)
-class _Training:
-    cpu_seconds: float
-    steps: list[int]
-    costs: list[float]
+class _Watch(Callback):
+    """Measures the policy now and then on a small sample, off the training clock, and reports progress."""
+
+    name = "watch"
+
+    def __init__(self, context: CaseContext, evaluator: Evaluator, steps: int) -> None:
+        self._context, self._evaluator, self._total = context, evaluator, steps
+        self._due = sorted({round(steps * share**2) for share in np.linspace(0.15, 1.0, CURVE_POINTS)})
+        self.cpu_seconds, self.steps, self.values = 0.0, list[int](), list[float]()
+        self._start = time.process_time()
+
+    def on_step(self, trainer: Trainer) -> None:
+        done = trainer.step
+        self._context.progress(TRAINING_SHARE * done / self._total, f"update {done} of {self._total}")
+        if done in self._due:
+            self.cpu_seconds += time.process_time() - self._start
+            cost = self._evaluator(trainer.policy, episodes=CURVE_EPISODES, seed=EVALUATION_SEED, long=False)
+            self.steps.append(done)
+            self.values.append(cost["mean_cost"])
+            self._start = time.process_time()
 
     def curve(self, reference: float | None) -> Curve:
-        """Training cost, averaged over twenty-fourths of the run."""
-        bins = np.array_split(np.arange(len(self.steps)), min(24, len(self.steps)))
         return Curve(
             x_label="updates",
-            y_label="cost per period and store in training",
-            x=[float(self.steps[b[-1]]) for b in bins],
-            y=[float(np.mean([self.costs[i] for i in b])) for b in bins],
+            y_label="cost per period and store",
+            x=[float(step) for step in self.steps],
+            y=self.values,
             reference=reference,
         )
 
 
-class _Watch(Callback):
-    """Keeps the training cost of every update and reports progress."""
-
-    name = "watch"
-
-    def __init__(self, context: CaseContext, steps: int) -> None:
-        self.steps: list[int] = []
-        self.costs: list[Any] = []
-        self._context, self._total = context, steps
-
-    def on_step(self, trainer: Trainer) -> None:
-        self.steps.append(trainer.step)
-        self.costs.append(trainer.metrics["cost"])
-        self._context.progress(TRAINING_SHARE * trainer.step / self._total, f"update {trainer.step} of {self._total}")
+CURVE_POINTS = 10
+CURVE_EPISODES = 128
 
 
-def _train(experiment: Experiment, steps: int, context: CaseContext) -> _Training:
-    watch = _Watch(context, steps)
-    start = time.process_time()
+def _train(experiment: Experiment, evaluator: Evaluator, steps: int, context: CaseContext) -> _Watch:
+    """Train; the clock counts everything but the measurements of the learning curve."""
+    watch = _Watch(context, evaluator, steps)
     Trainer(experiment, callbacks=[watch]).fit(steps)
-    return _Training(time.process_time() - start, watch.steps, [float(cost) for cost in watch.costs])
+    return watch
 
 
 def _row(metric: str, measured: Measured) -> Measurement:

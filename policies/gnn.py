@@ -17,7 +17,15 @@ from torch import Tensor, nn
 
 from decisionrl.policies import feasibility
 from decisionrl.policies.mlp import mlp
-from decisionrl.policies.topology import Observation, Topology, shipping_nodes, source_matrix, vector
+from decisionrl.policies.topology import (
+    Observation,
+    Topology,
+    echelon_share,
+    order_up_to_levels,
+    shipping_nodes,
+    source_matrix,
+    vector,
+)
 
 
 class InventoryGNN(nn.Module):
@@ -30,6 +38,11 @@ class InventoryGNN(nn.Module):
        being the wish to keep.
 
     The first layer of MLP_edge and MLP_eu is split by input, so that it is applied to nodes, not to edges.
+    With ``echelon`` each node also sees its echelon position (everything at and on its way to the nodes it
+    supplies, weighted by the share it supplies), relative to a level that covers the lead times downstream; with
+    ``skip`` a linear map of the two ends' features is added to the wish, which starts as ordering up to that
+    level: the untrained policy keeps every stock bounded. The released code has neither.
+
     Slots and orders are in units of mean flow, static features relative to their mean (``scaled=False``: raw
     units). Lead times may differ by scenario. Permuting stores permutes orders.
     """
@@ -47,6 +60,8 @@ class InventoryGNN(nn.Module):
     outgoing: Tensor
     ship_all: Tensor
     cost_scale: Tensor
+    echelon_share: Tensor
+    levels: Tensor
 
     def __init__(
         self,
@@ -64,6 +79,7 @@ class InventoryGNN(nn.Module):
         rounds: int | None = None,
         scaled: bool = True,
         skip: bool = True,
+        echelon: bool = True,
         output_bias: float = 1.0,
     ) -> None:
         """demand_mean, demand_std: static features by store, or None where they are not shown. cost_scale: what
@@ -100,6 +116,12 @@ class InventoryGNN(nn.Module):
         self.register_buffer("edge_scale", vector(scales))
         self.register_buffer("cost_scale", vector(cost_scale if scaled else [1.0] * 3))
 
+        self.echelon = echelon
+        if skip and not echelon:
+            raise ValueError("skip starts from echelon order-up-to rules and needs echelon = True")
+        self.register_buffer("echelon_share", echelon_share(topology))
+        self.register_buffer("levels", order_up_to_levels(topology, node_scale))
+
         static = torch.zeros(n, 0)
         if demand_mean is not None and demand_std is not None:
             mean, std = vector(demand_mean), vector(demand_std)
@@ -107,7 +129,7 @@ class InventoryGNN(nn.Module):
             static = torch.zeros(n, 2)
             static[n - stores :] = torch.stack([mean, std], -1) / relative
         self.register_buffer("static", static)
-        dynamic = num_slots + history + time_features
+        dynamic = num_slots + history + time_features + int(echelon)
         fixed = 3 + static.shape[1]
 
         activation = nn.ELU
@@ -133,10 +155,15 @@ class InventoryGNN(nn.Module):
         with torch.no_grad():
             self.output[-1].bias.fill_(output_bias)  # type: ignore[operator,union-attr]
         self.skip_from = nn.Linear(dynamic, 1, bias=False) if skip else None
-        self.skip_to = nn.Linear(dynamic, 1, bias=False) if skip else None
-        for layer in (self.skip_from, self.skip_to):
-            if layer is not None:
-                nn.init.zeros_(layer.weight)
+        self.skip_to = nn.Linear(dynamic, 1) if skip else None
+        if self.skip_from is not None and self.skip_to is not None:
+            # Start as echelon order-up-to rules; the last feature of a node is (echelon position - level) / flow.
+            with torch.no_grad():
+                self.skip_from.weight.zero_()
+                self.skip_to.weight.zero_()
+                self.skip_to.weight[:, -1] = -1.0
+                self.skip_to.bias.fill_(-output_bias)
+                self.output[-1].weight.mul_(0.1)  # type: ignore[operator,union-attr]
         read = [*range(topology.num_edges), *range(topology.num_edges + stores, len(graph))]
         self.register_buffer("_read", torch.tensor(read), persistent=False)
 
@@ -151,6 +178,9 @@ class InventoryGNN(nn.Module):
             parts.append(torch.cat([warehouses, past]))
             if observation.time is not None:
                 parts.append(observation.time.expand(*slots.shape[:-1], -1))
+        if self.echelon:
+            position = _mix(self.echelon_share, slots.sum(-1, keepdim=True))
+            parts.append((position - _insert(self.levels[:, None], slots.ndim)) / scale)
         dynamic = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         p = observation.parameters
         into = p.edge_cost @ self.to_node[: self._real]

@@ -47,8 +47,9 @@ class InventoryMLP(nn.Module):
     scales softplus wishes down to the stock on hand, "softmax" splits the stock on hand.
 
     With ``scaled`` (the default) slots and orders are in units of the mean flow through their node or edge;
-    ``node_scale`` and ``edge_scale`` of ones give raw units. ``skip`` adds a linear map from inputs to outputs:
-    order-up-to rules are then a linear map away instead of an approximation.
+    ``node_scale`` and ``edge_scale`` of ones give raw units. ``skip`` adds a linear map from inputs to outputs
+    that starts as echelon order-up-to rules covering mean flow over the lead times and two periods: the untrained
+    policy keeps every stock bounded, and what the network learns is the difference to such a rule.
     """
 
     slot_scale: Tensor
@@ -79,9 +80,9 @@ class InventoryMLP(nn.Module):
         self.scaled = scaled
         inputs, outputs = num_slots * topology.num_nodes, topology.num_edges
         self.net = mlp(inputs, hidden, outputs)
-        self.skip = nn.Linear(inputs, outputs, bias=False) if skip else None
+        self.skip = nn.Linear(inputs, outputs) if skip else None
         if self.skip is not None:
-            nn.init.zeros_(self.skip.weight)
+            self._start_from_base_stock(self.skip, topology, num_slots, node_scale)
         self.register_buffer("slot_scale", vector(node_scale).repeat(num_slots))
         self.register_buffer("edge_scale", vector(edge_scale))
         self.register_buffer("source", source_matrix(topology))
@@ -96,6 +97,26 @@ class InventoryMLP(nn.Module):
         ]
         order = [*self._supplier, *(edge for _, edges in self._groups for edge in edges)]
         self._to_edge_order = sorted(range(len(order)), key=order.__getitem__)
+
+    def _start_from_base_stock(
+        self,
+        skip: nn.Linear,
+        topology: Topology,
+        num_slots: int,
+        node_scale: Sequence[float],
+    ) -> None:
+        """Weights such that an edge orders its share of (level - echelon position of its destination)."""
+        flow, share = vector(node_scale), echelon_share(topology)
+        levels = order_up_to_levels(topology, node_scale)
+        with torch.no_grad():
+            for edge, node in enumerate(topology.edge_destination):
+                weight = share[node] / flow[node]
+                skip.bias[edge] = levels[node] / flow[node] - self.supplier_bias
+                if self.scaled:  # inputs are slot / flow - 1
+                    weight = weight * flow
+                    skip.bias[edge] -= weight.sum() * num_slots
+                skip.weight[edge] = -weight.repeat(num_slots)
+            self.net[-1].weight.mul_(0.1)  # type: ignore[operator,union-attr]
 
     def forward(self, observation: Observation) -> Float[Tensor, "... edges"]:
         slots = torch.cat(observation.slots, -1)

@@ -103,6 +103,28 @@ def shipping_nodes(topology: Topology) -> list[int]:
     return sorted({node for node in topology.edge_source if node >= 0})
 
 
+def echelon_share(topology: Topology) -> Float[Tensor, "nodes nodes"]:
+    """Share [n, m] of what node m receives that passes through node n, every node splitting its needs evenly.
+
+    A node's echelon position is this matrix applied to the positions of all nodes.
+    """
+    share = torch.eye(topology.num_nodes, dtype=torch.get_default_dtype())
+    edges = list(zip(topology.edge_source, topology.edge_destination, strict=True))
+    for i, j in reversed(edges):  # destinations come after their sources
+        if i >= 0:
+            share[i] += share[j] / sum(end == j for _, end in edges)
+    return share
+
+
+def order_up_to_levels(topology: Topology, node_scale: Sequence[float], cover: float = 2.0) -> Float[Tensor, " nodes"]:
+    """Echelon levels that cover mean flow over the lead times downstream, and ``cover`` periods more."""
+    lead = torch.zeros(topology.num_nodes, dtype=torch.get_default_dtype())
+    for j, time in zip(topology.edge_destination, topology.lead_times, strict=True):
+        lead[j] = max(float(lead[j]), float(time))
+    flow = vector(node_scale)
+    return echelon_share(topology) @ (lead * flow) + cover * flow
+
+
 def vector(values: Iterable[float]) -> Tensor:
     """A 1-d tensor in the default dtype, whatever kind of numbers come in."""
     return torch.tensor([float(value) for value in values], dtype=torch.get_default_dtype())

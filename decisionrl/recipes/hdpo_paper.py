@@ -38,7 +38,7 @@ def paper_options(setting: Setting, policy: str) -> dict[str, Any]:
     if policy == "mlp":
         return {**MLP[kind_of(setting)][0], "scaled": False, "skip": False}
     if policy == "gnn":
-        return {"scaled": False, "skip": False, "output_bias": 5.0}
+        return {"scaled": False, "skip": False, "echelon": False, "output_bias": 5.0}
     if policy in RULES:
         return {"scaled": False}
     raise ValueError(

@@ -133,7 +133,8 @@ class PlainMLP(nn.Module):
 
     def __init__(self, policy: InventoryMLP) -> None:
         super().__init__()
-        self.net, self.skip = policy.net, policy.skip
+        self.net = nn.Sequential(*_copies(policy.net))
+        self.skip = None if policy.skip is None else _linear([policy.skip.weight])
         self.scaled, self.bias = policy.scaled, policy.supplier_bias
         self.slot_scale, self.order_scale = policy.slot_scale, policy.edge_scale
 

@@ -88,14 +88,24 @@ class Scenario:
 
 
 class Rollout(NamedTuple):
-    """What came of a rollout. cost: [periods, batch] per period, summed over nodes and edges."""
+    """What came of a rollout. cost: [periods, ..., batch] per period, summed over nodes and edges."""
 
     cost: Tensor
     slots: Slots
 
 
 Policy = Callable[[Observation], Tensor]
-"""Maps an observation to orders [..., num_edges] in units."""
+"""Maps an observation to orders [..., num_edges] in units.
+
+A policy may have a method ``bind(parameters) -> Policy``: what it computes from its weights and the scenarios'
+parameters alone is then computed once for a rollout, not in every period. Calling it must give the same orders.
+"""
+
+
+def bound(policy: Policy, parameters: Parameters) -> Policy:
+    """The policy for one rollout with these parameters; itself if it has nothing to prepare."""
+    bind: Callable[[Parameters], Policy] | None = getattr(policy, "bind", None)
+    return policy if bind is None else bind(parameters)
 
 
 class Simulator:
@@ -245,13 +255,15 @@ class Simulator:
         """
         slots, parameters, history = scenario.slots, scenario.parameters, scenario.history
         by_node = self.node_demand(scenario.demand[history:])
+        act = bound(policy, parameters)
         levels, all_orders = [], []
-        for t in range(scenario.periods):
-            observation = self.observe(scenario, slots, t, oracle=oracle)
-            orders = policy(observation)
-            following, level = self.transition(slots, orders, by_node[t], parameters)
+        for t, demand in enumerate(by_node.unbind(0)):
+            orders = act(self.observe(scenario, slots, t, oracle=oracle))
+            if t == 0 and orders.ndim > demand.ndim:  # a sweep: one more leading dimension from here on
+                slots = tuple(slot.expand(*orders.shape[:-1], -1) for slot in slots)
+            following, level = self.transition(slots, orders, demand, parameters)
             if check:
-                self.assert_feasible(slots, orders, by_node[t], following, t)
+                self.assert_feasible(slots, orders, demand, following, t)
             slots = following
             levels.append(level)
             all_orders.append(orders)

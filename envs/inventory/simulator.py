@@ -26,6 +26,9 @@ from decisionrl.envs.inventory.network import Network
 
 Slots = tuple[Tensor, ...]
 
+COST_BLOCK = 2**17
+"""A rollout counts costs for several periods at once: as many as have about this many levels, to stay in cache."""
+
 
 class InfeasibleOrderError(ValueError):
     """A policy ordered something that cannot be; names the period, the place and the amount."""
@@ -181,7 +184,7 @@ class Simulator:
 
         A negative level is unmet demand (or, at a warehouse, a shipment that was not there: see
         :func:`assert_feasible`). The cost of the period is a function of level, orders and demand alone, so a
-        rollout counts it once for all periods.
+        rollout counts it for many periods at once.
         """
         shipped = orders @ self._source if self._source is not None else 0.0
         level = slots[0] - shipped - demand
@@ -219,8 +222,8 @@ class Simulator:
         In a profit network p counts per unit sold: - p min(on hand, demand) = p (-level)^+ - p demand.
         """
         held = parameters.holding_cost * level.clamp(min=0)
-        short = parameters.underage_cost * (-level).clamp(min=0)
-        total = (held + short).sum(-1)
+        total = torch.addcmul(held, parameters.underage_cost, level.clamp(max=0), value=-1)
+        total = total.squeeze(-1) if self.network.num_nodes == 1 else total.sum(-1)
         if self.network.goal == "profit":
             total = total - (parameters.underage_cost * demand).sum(-1)
         if self._has_edge_cost:
@@ -256,7 +259,9 @@ class Simulator:
         slots, parameters, history = scenario.slots, scenario.parameters, scenario.history
         by_node = self.node_demand(scenario.demand[history:])
         act = bound(policy, parameters)
-        levels, all_orders = [], []
+        levels: list[Tensor] = []
+        placed: list[Tensor] = []
+        costs: list[Tensor] = []
         for t, demand in enumerate(by_node.unbind(0)):
             orders = act(self.observe(scenario, slots, t, oracle=oracle))
             if t == 0 and orders.ndim > demand.ndim:  # a sweep: one more leading dimension from here on
@@ -266,10 +271,13 @@ class Simulator:
                 self.assert_feasible(slots, orders, demand, following, t)
             slots = following
             levels.append(level)
-            all_orders.append(orders)
-        orders = torch.stack(all_orders) if self._has_edge_cost else all_orders[0]
-        cost = self.cost(torch.stack(levels), orders, by_node, parameters)
-        return Rollout(cost=cost, slots=slots)
+            placed.append(orders)
+            if len(levels) * level.numel() >= COST_BLOCK or t == scenario.periods - 1:
+                block = by_node[t + 1 - len(levels) : t + 1]
+                block_orders = torch.stack(placed) if self._has_edge_cost else orders
+                costs.append(self.cost(torch.stack(levels), block_orders, block, parameters))
+                levels, placed = [], []
+        return Rollout(cost=costs[0] if len(costs) == 1 else torch.cat(costs), slots=slots)
 
     def observe(self, scenario: Scenario, slots: Slots, period: int, *, oracle: bool = False) -> Observation:
         """What a policy sees at the start of ``period``."""

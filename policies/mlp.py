@@ -21,12 +21,16 @@ from decisionrl.policies.topology import (
 )
 
 
+elu = partial(nn.ELU, inplace=True)
+"""In place it keeps its output alone, from which its derivative follows without another exponential."""
+
+
 def mlp(
     inputs: int,
     hidden: Sequence[int],
     outputs: int,
     *,
-    activation: Callable[[], nn.Module] = partial(nn.ELU, inplace=True),
+    activation: Callable[[], nn.Module] = elu,
     output_activation: Callable[[], nn.Module] | None = None,
 ) -> nn.Sequential:
     """[Linear, activation] for each hidden width, a final Linear, and an optional output activation.
@@ -125,7 +129,8 @@ class InventoryMLP(nn.Module):
         W (x / s - 1) + b = (W / s) x + (b - W 1), and the rows of the skip stand below those of the first layer.
         """
         first, last = self.net[0], self.net[-1]
-        assert isinstance(first, nn.Linear) and isinstance(last, nn.Linear)
+        assert isinstance(first, nn.Linear)
+        assert isinstance(last, nn.Linear)
         simple = self.allocation == "proportional" and self.supplier_head == "softplus"
         last_bias = last.bias + self.supplier_bias if simple else last.bias
         last_weight, hidden = last.weight.t(), on_rows(self.net[2:-1])

@@ -331,7 +331,8 @@ class Simulator:
                 kept = (slots[0] - shipped - slack)[..., node]
                 if must and bool((kept > 0).any()):
                     raise InfeasibleOrderError(
-                        f"period {period}: node {names[node]!r} keeps {float(kept.max()):.6g} units but may not hold stock"
+                        f"period {period}: node {names[node]!r} keeps {float(kept.max()):.6g} units "
+                        "but may not hold stock"
                     )
         sold = demand
         if self.network.unmet_demand == "lost":

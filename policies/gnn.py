@@ -158,7 +158,7 @@ class InventoryGNN(nn.Module):
         def to_edges(nodes: Tensor, weights: tuple[Tensor, Tensor], edges: int) -> Tensor:
             """What both ends contribute to the first ``edges`` edges: [nodes * B, F] -> [edges, B * F]."""
             source, destination = (torch.mm(nodes, weight).view(n, -1) for weight in weights)
-            return torch.mm(self.starts[:edges], source).addmm_(self.ends[:edges], destination)
+            return torch.addmm(torch.mm(self.starts[:edges], source), self.ends[:edges], destination)
 
         def act(observation: Observation) -> Tensor:
             dynamic = self.dynamic_features(observation)
@@ -179,8 +179,8 @@ class InventoryGNN(nn.Module):
             wish = output(edges).view(self._read, -1)
             if skip is not None:
                 source, destination = torch.mm(rows, skip).view(n, -1, 2).unbind(-1)
-                wish = wish + torch.mm(self.starts[: self._read], source)
-                wish = wish.addmm_(self.ends[: self._read], destination)
+                wish = torch.addmm(wish, self.starts[: self._read], source)
+                wish = torch.addmm(wish, self.ends[: self._read], destination)
             wanted = nn.functional.softplus(wish.t()).view(*shape, self._read) * self.edge_scale
             if self._warehouses == 0:
                 return wanted

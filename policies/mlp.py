@@ -20,7 +20,6 @@ from decisionrl.policies.topology import (
     vector,
 )
 
-
 elu = partial(nn.ELU, inplace=True)
 """In place it keeps its output alone, from which its derivative follows without another exponential."""
 

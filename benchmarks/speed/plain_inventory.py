@@ -35,7 +35,7 @@ class ScenarioDataset(Dataset[Data]):
             raise ValueError(f"the plain loop is for at most one warehouse, not {network.num_warehouses}")
         batch, first = scenario.batch, network.num_warehouses
         slots = torch.stack(scenario.slots, -1)
-        costs, leads = scenario.parameters, torch.tensor(network.lead_times)
+        costs, leads = scenario.parameters, torch.tensor(network.lead_times, device=slots.device)
         by_sample: Data = {
             "demands": scenario.demand.permute(1, 2, 0).contiguous(),
             "store_inventories": slots[:, first:],
@@ -80,9 +80,7 @@ class PlainSimulator:
         if self.lost_demand:
             left = torch.clip(left, min=0)
         following = dict(seen)
-        following["store_inventories"] = advance(
-            seen["store_inventories"], left, actions["stores"], seen["lead_times"]
-        )
+        following["store_inventories"] = advance(seen["store_inventories"], left, actions["stores"], seen["lead_times"])
         if "warehouses" in actions:
             shipped = actions["stores"].sum(dim=1, keepdim=True)
             kept = seen["warehouse_inventories"][:, :, 0] - shipped
@@ -100,14 +98,14 @@ def advance(inventory: Tensor, on_hand: Tensor, orders: Tensor, lead_times: Tens
     columns = [*inventory.unbind(dim=2)[1:], torch.zeros_like(on_hand)]
     columns[0] = columns[0] + on_hand
     moved = torch.stack(columns, dim=2)
-    first_slot = torch.arange(orders.numel()).view_as(orders) * inventory.shape[2]
+    first_slot = torch.arange(orders.numel(), device=orders.device).view_as(orders) * inventory.shape[2]
     return moved.put(first_slot + lead_times - 1, orders, accumulate=True)
 
 
 def rollout_loss(simulator: PlainSimulator, policy: nn.Module, data: Data) -> Tensor:
     """Mean cost per sample, period and store."""
     batch, stores, periods = data["demands"].shape
-    observation, total, finished = simulator.reset(data), torch.zeros(()), False
+    observation, total, finished = simulator.reset(data), data["demands"].new_zeros(()), False
     while not finished:
         observation, cost, finished = simulator.step(policy(observation))
         total = total + cost.sum()
@@ -186,7 +184,7 @@ class PlainGNN(nn.Module):
         graph, lead_times = self.graph(observation)
 
         n = self.node(features)
-        has_source = [torch.full((batch, 1), float(start >= 0)) for start, _ in graph]
+        has_source = [slots.new_full((batch, 1), float(start >= 0)) for start, _ in graph]
         e = self.edge(torch.cat([ends(n, graph), lead_times, torch.stack(has_source, dim=1)], dim=2))
         for _ in range(self.rounds):
             incoming, outgoing = [], []
@@ -246,7 +244,7 @@ def ends(nodes: Tensor, graph: list[tuple[int, int]]) -> Tensor:
 def _linear(columns: list[Tensor], bias: Tensor | None = None) -> nn.Linear:
     """A layer whose weight has these blocks of columns."""
     weight = torch.cat(columns, dim=1).detach()
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=weight.dtype)
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, dtype=weight.dtype, device=weight.device)
     with torch.no_grad():
         layer.weight.copy_(weight)
         if bias is not None:

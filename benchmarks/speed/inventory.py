@@ -161,7 +161,7 @@ class Report:
         """All rows, with their targets and whether they are met."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in ("case", "method", "seed", "metric"):
-            table.add_column(name)
+            table.add_column(name, no_wrap=True)
         for name in ("value", "low … high", "reference", "gap", "time"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in self.rows:
@@ -214,11 +214,7 @@ class Race:
         simulator = make_simulator(setting, device=device, dtype=dtype)
         torch.manual_seed(0)
         policy = BUILDERS[kind](Build(setting, simulator)).to(device, dtype)
-        plain: nn.Module
-        if isinstance(policy, InventoryMLP):
-            plain = PlainMLP(policy)
-        else:
-            plain = PlainGNN(policy)  # type: ignore[arg-type]
+        plain = PlainMLP(policy) if isinstance(policy, InventoryMLP) else PlainGNN(policy)
         rng = generator(0, "speed", device)
         scenario = fresh_scenarios(setting, simulator, batch=batches * batch, periods=periods, generator=rng)
         return cls(setting, simulator, policy, plain, scenario, batch)
@@ -546,6 +542,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     console = Console(stderr=options.json)
+    console = console if console.is_terminal else Console(stderr=options.json, width=160)
     report = Report(options.device, console)
     profile = QUICK if options.quick else FULL
     if options.device == "cpu":

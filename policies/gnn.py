@@ -125,7 +125,7 @@ class InventoryGNN(nn.Module):
         )
         self.output = mlp(width, (width, width), 1)
         with torch.no_grad():
-            self.output[-1].bias.fill_(output_bias)  # type: ignore[operator,union-attr]
+            self.output[-1].bias.fill_(output_bias)  # type: ignore[operator]
         self.skip_from = nn.Linear(dynamic, 1, bias=False) if skip else None
         self.skip_to = nn.Linear(dynamic, 1, bias=False) if skip else None
         for layer in (self.skip_from, self.skip_to):
@@ -207,7 +207,10 @@ class InventoryGNN(nn.Module):
     def static_features(self, parameters: Any) -> Float[Tensor, "nodes *batch S"]:
         """What does not: costs, and the moments of demand where they are shown."""
         p = parameters
-        costs = torch.stack(torch.broadcast_tensors(p.holding_cost, p.underage_cost, p.edge_cost @ self.into), -1)
+        columns = torch.broadcast_tensors(  # type: ignore[no-untyped-call]
+            p.holding_cost, p.underage_cost, p.edge_cost @ self.into
+        )
+        costs = torch.stack(columns, -1)
         fixed = (costs / self.cost_scale).movedim(-2, 0)
         if self.static.shape[1]:
             fixed = torch.cat([fixed, _insert(self.static, fixed.ndim).expand(*fixed.shape[:-1], -1)], -1)

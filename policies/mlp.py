@@ -97,6 +97,8 @@ class InventoryMLP(nn.Module):
             raise ValueError(f"allocation = {allocation!r}; valid: 'proportional', 'softmax'")
         if supplier_head not in ("softplus", "sigmoid"):
             raise ValueError(f"supplier_head = {supplier_head!r}; valid: 'softplus', 'sigmoid'")
+        if not hidden:
+            raise ValueError("hidden = (); valid: at least one width")
         self.allocation, self.supplier_head, self.supplier_bias = allocation, supplier_head, supplier_bias
         self.scaled = scaled
         inputs, outputs = num_slots * topology.num_nodes, topology.num_edges
@@ -127,14 +129,15 @@ class InventoryMLP(nn.Module):
 
         W (x / s - 1) + b = (W / s) x + (b - W 1), and the rows of the skip stand below those of the first layer.
         """
-        first, last = self.net[0], self.net[-1]
+        first, _, *middle, last = self.net
         assert isinstance(first, nn.Linear)
         assert isinstance(last, nn.Linear)
         simple = self.allocation == "proportional" and self.supplier_head == "softplus"
         last_bias = last.bias + self.supplier_bias if simple else last.bias
-        last_weight, hidden = last.weight.t(), on_rows(self.net[2:-1])
+        last_weight, hidden = last.weight.t(), on_rows(middle)
         widths = [first.out_features, last.out_features]
-        weight, bias = first.weight, first.bias
+        weight: Tensor = first.weight
+        bias: Tensor = first.bias
         if self.skip is not None:
             weight, bias = torch.cat([weight, self.skip.weight]), torch.cat([bias, last_bias])
         if self.scaled:
@@ -147,9 +150,9 @@ class InventoryMLP(nn.Module):
             x = torch.addmm(bias, rows, weight)
             shift = last_bias
             if self.skip is not None:
-                x, shift = x.split(widths, 1)
+                x, shift = torch.split(x, widths, 1)
             z = torch.addmm(shift, hidden(nn.functional.elu(x)), last_weight)
-            z = z if slots.ndim == 2 else z.unflatten(0, slots.shape[:-1])
+            z = z.view(*slots.shape[:-1], -1)
             if not simple:
                 return self._by_parts(z, observation.slots[0])
             wanted = nn.functional.softplus(z) * self.edge_scale

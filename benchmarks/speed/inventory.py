@@ -27,6 +27,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,7 @@ from decisionrl.evaluation.statistics import control_variate
 from decisionrl.experience.scenarios import FiniteScenarios
 from decisionrl.learner import GradientLearner
 from decisionrl.objectives.pathwise import Pathwise
+from decisionrl.policies.gnn import InventoryGNN
 from decisionrl.policies.inventory_rules import CappedBaseStock
 from decisionrl.policies.mlp import InventoryMLP
 from decisionrl.recipes.hdpo import hdpo
@@ -153,9 +155,18 @@ class Report:
     def speedup(self, case: str, method: str, plain: list[float], ours: list[float], target: float | None) -> None:
         """One row from the seconds of both in each round."""
         r = ratio(plain, ours)
-        seconds = statistics.median(ours)
-        limits = {"low": r.low, "high": r.high, "n": r.rounds}
-        self.add(case, method, "speedup", r.median, target=target, higher=True, seconds=seconds, **limits)
+        self.add(
+            case,
+            method,
+            "speedup",
+            r.median,
+            target=target,
+            higher=True,
+            low=r.low,
+            high=r.high,
+            n=r.rounds,
+            seconds=statistics.median(ours),
+        )
 
     def table(self) -> Table:
         """All rows, with their targets and whether they are met."""
@@ -214,7 +225,7 @@ class Race:
         simulator = make_simulator(setting, device=device, dtype=dtype)
         torch.manual_seed(0)
         policy = BUILDERS[kind](Build(setting, simulator)).to(device, dtype)
-        plain = PlainMLP(policy) if isinstance(policy, InventoryMLP) else PlainGNN(policy)
+        plain = plain_twin(policy)
         rng = generator(0, "speed", device)
         scenario = fresh_scenarios(setting, simulator, batch=batches * batch, periods=periods, generator=rng)
         return cls(setting, simulator, policy, plain, scenario, batch)
@@ -242,6 +253,15 @@ class Race:
             plain = float(rollout_loss(self.plain_simulator, self.plain, data))
         if abs(ours - plain) > TOLERANCE * abs(plain):
             raise RuntimeError(f"losses differ: library {ours!r}, plain loop {plain!r}")
+
+
+def plain_twin(policy: nn.Module) -> nn.Module:
+    """The same function of the same weights, computed the plain way."""
+    if isinstance(policy, InventoryMLP):
+        return PlainMLP(policy)
+    if isinstance(policy, InventoryGNN):
+        return PlainGNN(policy)
+    raise TypeError(f"no plain twin for {type(policy).__name__}")
 
 
 def network_training(
@@ -278,7 +298,7 @@ def network_training(
         policy = copy.deepcopy(race_.policy)
         step = _library_step(race_.simulator, policy, compiled=method == "compiled")
         if method == "compiled":
-            seconds = stopwatch(lambda step=step: step(batches[0][0]))  # type: ignore[misc]
+            seconds = stopwatch(partial(step, batches[0][0]))
             report.add(case, method, "compile_seconds", seconds)
         runners[method] = lambda step=step: [step(source.sample()) for _ in batches]  # type: ignore[misc]
         runners[f"{method}-without-loader"] = lambda step=step: [step(s) for s, _ in batches]  # type: ignore[misc]
@@ -339,18 +359,18 @@ def sweep(report: Report, profile: Profile) -> None:
                 return values.detach()
 
         runners: dict[str, Callable[[], object]] = {
-            "plain": lambda run=run: run(lambda: plain_costs(True)),
-            "plain-without-loader": lambda run=run: run(lambda: plain_costs(False)),
-            "eager": lambda run=run: run(costs),
+            "plain": partial(run, partial(plain_costs, True)),
+            "plain-without-loader": partial(run, partial(plain_costs, False)),
+            "eager": partial(run, costs),
         }
         case = f"sweep-8x4096-{mode}"
-        difference = float((run(costs) / run(lambda: plain_costs(False)) - 1).abs().max())
+        difference = float((run(costs) / run(partial(plain_costs, False)) - 1).abs().max())
         if difference > TOLERANCE:
             raise RuntimeError(f"losses of the sweep differ by {difference:.2g}")
         if compiled_costs is not None:
-            seconds = stopwatch(lambda run=run: run(compiled_costs))  # type: ignore[misc]
+            seconds = stopwatch(partial(run, compiled_costs))
             report.add(case, "compiled", "compile_seconds", seconds)
-            runners["compiled"] = lambda run=run: run(compiled_costs)
+            runners["compiled"] = partial(run, compiled_costs)
         measured = race(runners, rounds=profile.rounds)
         target = None if gradients else 20.0
         for method in ("eager", "compiled"):
@@ -495,7 +515,7 @@ def capture_step(simulator: Simulator, policy: nn.Module, scenario: Scenario) ->
         objective(policy, scenario).value.backward()  # type: ignore[no-untyped-call]
         adam.step()
 
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # what is allocated on first use must exist before the capture
         for _ in range(3):

@@ -29,7 +29,7 @@ class ManySeeds:
 
     def __init__(self, policies: Sequence[nn.Module], simulator: Simulator) -> None:
         modules = [_Cost(policy, simulator) for policy in policies]
-        self.parameters, self._buffers = torch.func.stack_module_state(modules)  # type: ignore[arg-type]
+        self.parameters, self._buffers = torch.func.stack_module_state(modules)
         self._module = modules[0]
 
     def costs(self, scenario: Scenario) -> Tensor:

@@ -175,7 +175,7 @@ class PlainGNN(nn.Module):
             self.skip = _linear([p.skip_from.weight, p.skip_to.weight])
         self.rounds, self.scaled = p.rounds, p.scaled
         self.node_scale, self.cost_scale, self.moments = p.node_scale, p.cost_scale, p.static
-        supplier, *stores, loop = p.edge_scale.split(1)
+        supplier, *stores, loop = torch.split(p.edge_scale, 1)
         self.wish_scale = torch.cat([*stores, supplier, loop])
 
     def forward(self, observation: Data) -> Data:

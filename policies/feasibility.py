@@ -36,7 +36,7 @@ def proportional(
     if ship_all is not None:
         limit = torch.where(ship_all > 0, ratio, limit)
     unlimited = 1.0 - source.sum(1)
-    return wanted * (limit @ source.T + unlimited)
+    return wanted * torch.nn.functional.linear(limit, source, unlimited)
 
 
 def softmax(

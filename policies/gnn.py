@@ -8,22 +8,21 @@ edge ends then copies whole blocks and a sum over edges is one matrix product.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-import torch_geometric.utils
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from decisionrl.policies import feasibility
-from decisionrl.policies.mlp import mlp
+from decisionrl.policies.mlp import elu, mlp, on_rows
 from decisionrl.policies.topology import (
     Observation,
     Topology,
     echelon_share,
     order_up_to_levels,
     shipping_nodes,
-    source_matrix,
     vector,
 )
 
@@ -50,14 +49,12 @@ class InventoryGNN(nn.Module):
     node_scale: Tensor
     edge_scale: Tensor
     static: Tensor
+    into: Tensor
+    has_source: Tensor
+    starts: Tensor
+    ends: Tensor
+    mix: Tensor
     source: Tensor
-    to_node: Tensor
-    keeper: Tensor
-    _start: Tensor
-    _end: Tensor
-    _read: Tensor
-    incoming: Tensor
-    outgoing: Tensor
     ship_all: Tensor
     cost_scale: Tensor
     echelon_share: Tensor
@@ -83,8 +80,8 @@ class InventoryGNN(nn.Module):
         output_bias: float = 1.0,
     ) -> None:
         """demand_mean, demand_std: static features by store, or None where they are not shown. cost_scale: what
-        holding cost, underage cost and edge cost are divided by. rounds: None for the longest path between
-        nodes (at least 1)."""
+        holding cost, underage cost and edge cost are divided by. output_bias: where the wishes start without
+        ``skip``. rounds: None for the longest path between nodes (at least 1)."""
         super().__init__()
         n, stores = topology.num_nodes, topology.num_stores
         self.num_slots, self.history, self.scaled = num_slots, history, scaled
@@ -92,22 +89,18 @@ class InventoryGNN(nn.Module):
         self.rounds = max(1, max(topology.depth) - 1) if rounds is None else rounds
         keepers = [node for node in shipping_nodes(topology) if not topology.must_ship_all[node]]
         real = list(zip(topology.edge_source, topology.edge_destination, strict=True))
-        demand_edges = [(node, -1) for node in range(self._warehouses, n)]
-        graph = real + demand_edges + [(node, node) for node in keepers]
-        self._edges = len(graph)
-        self._real = topology.num_edges
-        self._keepers = keepers
-        start, end = torch.tensor([[n if i < 0 else i for i in ends] for ends in graph]).T
-        one_hot = torch.eye(n + 1)[:, :n]  # the outside has index n and a row of zeros
-        out_degree = torch_geometric.utils.degree(start, n + 1)[:n].clamp(min=1)
-        in_degree = torch_geometric.utils.degree(end, n + 1)[:n].clamp(min=1)
-        self.register_buffer("_start", start, persistent=False)
-        self.register_buffer("_end", end, persistent=False)
-        self.register_buffer("to_node", one_hot[end])
-        self.register_buffer("incoming", one_hot[end].T / in_degree.sqrt()[:, None])
-        self.register_buffer("outgoing", one_hot[start].T / out_degree.sqrt()[:, None])
-        self.register_buffer("keeper", one_hot[keepers])
-        self.register_buffer("source", source_matrix(topology))
+        # Demand edges stand last: nobody reads their wish, so the last round stops before them.
+        graph = real + [(node, node) for node in keepers] + [(node, -1) for node in range(self._warehouses, n)]
+        self._edges, self._real, self._read = len(graph), topology.num_edges, topology.num_edges + len(keepers)
+        one_hot = torch.eye(n + 1)[:, :n]  # the outside has index -1 and a row of zeros
+        start, end = (one_hot[list(ends)] for ends in zip(*graph, strict=True))
+        degrees = [side.sum(0).clamp(min=1).sqrt()[:, None] for side in (end, start)]
+        self.register_buffer("into", end[: self._real], persistent=False)
+        self.register_buffer("has_source", start.sum(1, keepdim=True), persistent=False)
+        self.register_buffer("starts", start, persistent=False)
+        self.register_buffer("ends", end, persistent=False)
+        self.register_buffer("mix", torch.cat([end.T / degrees[0], start.T / degrees[1]]), persistent=False)
+        self.register_buffer("source", start[: self._read], persistent=False)
         self.register_buffer("ship_all", vector(topology.must_ship_all))
         self._any_must = any(topology.must_ship_all)
         self.register_buffer("node_scale", vector(node_scale) if scaled else torch.ones(n))
@@ -132,7 +125,7 @@ class InventoryGNN(nn.Module):
         dynamic = num_slots + history + time_features + int(echelon)
         fixed = 3 + static.shape[1]
 
-        activation = nn.ELU
+        activation = elu
         self.node_dynamic = nn.Linear(dynamic, width)
         self.node_static = nn.Linear(fixed, width, bias=False)
         self.node_rest = nn.Sequential(
@@ -153,23 +146,80 @@ class InventoryGNN(nn.Module):
         )
         self.output = mlp(width, (width, width), 1)
         with torch.no_grad():
-            self.output[-1].bias.fill_(output_bias)  # type: ignore[operator,union-attr]
+            self.output[-1].bias.fill_(output_bias)  # type: ignore[operator]
         self.skip_from = nn.Linear(dynamic, 1, bias=False) if skip else None
-        self.skip_to = nn.Linear(dynamic, 1) if skip else None
+        self.skip_to = nn.Linear(dynamic, 1, bias=False) if skip else None
         if self.skip_from is not None and self.skip_to is not None:
             # Start as echelon order-up-to rules; the last feature of a node is (echelon position - level) / flow.
             with torch.no_grad():
                 self.skip_from.weight.zero_()
                 self.skip_to.weight.zero_()
                 self.skip_to.weight[:, -1] = -1.0
-                self.skip_to.bias.fill_(-output_bias)
-                self.output[-1].weight.mul_(0.1)  # type: ignore[operator,union-attr]
-        read = [*range(topology.num_edges), *range(topology.num_edges + stores, len(graph))]
-        self.register_buffer("_read", torch.tensor(read), persistent=False)
+                self.output[-1].weight.mul_(0.1)  # type: ignore[operator]
+                self.output[-1].bias.zero_()  # type: ignore[operator]
 
-    def features(self, observation: Observation) -> tuple[Tensor, Tensor]:
-        """By node, nodes first: what changes every period [nodes, ..., D] and what does not [nodes, ..., S]."""
-        slots = torch.stack([slot.movedim(-1, 0) for slot in observation.slots], -1)
+    def forward(self, observation: Observation) -> Float[Tensor, "... edges"]:
+        return self.bind(observation.parameters)(observation)
+
+    def bind(self, parameters: Any) -> Callable[[Observation], Float[Tensor, "... edges"]]:
+        """The policy for one rollout: what costs, lead times and weights alone decide is computed here.
+
+        Rows are nodes (or edges) times scenarios. The first layer over edge ends is applied to the nodes, as two
+        products; those with the constant matrices ``starts`` and ``ends`` then bring them to the edges, and one
+        with ``mix`` brings edge values back to the nodes.
+        """
+        static = self.static_features(parameters) @ self.node_static.weight.t() + self.node_dynamic.bias
+        lead = nn.functional.pad(parameters.lead_time, (0, self._edges - self._real)).movedim(-1, 0)[..., None]
+        fixed = lead * self.edge_lead.weight.t() + _insert(self.has_source * self.edge_from.bias, lead.ndim)
+        dynamic_weight, update_edge_weight = self.node_dynamic.weight.t(), self.update_edge.weight.t()
+        edge_ends = self.edge_from.weight.t(), self.edge_to.weight.t()
+        update_ends = self.update_from.weight.t(), self.update_to.weight.t()
+        node_rest, edge_rest, update_rest = map(on_rows, (self.node_rest, self.edge_rest, self.update_rest))
+        node_update, output = on_rows(self.node_update), on_rows(self.output)
+        skip: Tensor | None = None
+        if self.skip_from is not None and self.skip_to is not None:
+            skip = torch.cat([self.skip_from.weight, self.skip_to.weight]).t()
+        width, n = self.edge_from.out_features, len(self.node_scale)
+
+        def to_edges(nodes: Tensor, weights: tuple[Tensor, Tensor], edges: int) -> Tensor:
+            """What both ends contribute to the first ``edges`` edges: [nodes * B, F] -> [edges, B * F]."""
+            source, destination = (torch.mm(nodes, weight).view(n, -1) for weight in weights)
+            return torch.addmm(torch.mm(self.starts[:edges], source), self.ends[:edges], destination)
+
+        def act(observation: Observation) -> Tensor:
+            dynamic = self.dynamic_features(observation)
+            shape = dynamic.shape[1:-1]
+            rows = dynamic.reshape(-1, dynamic.shape[-1])
+            x = torch.mm(rows, dynamic_weight).view(n, *shape, width)
+            nodes = node_rest(x.add_(_insert(static, x.ndim)).view(-1, width))
+            x = to_edges(nodes, edge_ends, self._edges).view(self._edges, *shape, width)
+            edges = edge_rest(x.add_(_insert(fixed, x.ndim)).view(-1, width))
+            for i in range(self.rounds):
+                mixed = torch.mm(self.mix, edges.view(self._edges, -1)).view(2, -1, width)
+                nodes = nodes + node_update(torch.cat([nodes, *mixed.unbind()], -1))
+                count = self._edges
+                if i == self.rounds - 1:
+                    count, edges = self._read, edges.view(self._edges, -1)[: self._read].view(-1, width)
+                x = torch.addmm(self.update_edge.bias, edges, update_edge_weight)
+                edges = edges + update_rest(x.add_(to_edges(nodes, update_ends, count).view(-1, width)))
+            wish = output(edges).view(self._read, -1)
+            if skip is not None:
+                source, destination = torch.mm(rows, skip).view(n, -1, 2).unbind(-1)
+                wish = torch.addmm(wish, self.starts[: self._read], source)
+                wish = torch.addmm(wish, self.ends[: self._read], destination)
+            wanted = nn.functional.softplus(wish.t()).view(*shape, self._read) * self.edge_scale
+            if self._warehouses == 0:
+                return wanted
+            shared = feasibility.proportional(
+                wanted, observation.slots[0], self.source, ship_all=self.ship_all if self._any_must else None
+            )
+            return shared[..., : self._real]
+
+        return act
+
+    def dynamic_features(self, observation: Observation) -> Float[Tensor, "nodes *batch D"]:
+        """What changes every period: pipelines, past demand, time."""
+        slots = torch.stack(observation.slots, -1).movedim(-2, 0)
         scale = _insert(self.node_scale[:, None], slots.ndim)
         parts = [slots / scale - 1.0 if self.scaled else slots]
         if observation.past_demand is not None and self.history:
@@ -179,58 +229,23 @@ class InventoryGNN(nn.Module):
             if observation.time is not None:
                 parts.append(observation.time.expand(*slots.shape[:-1], -1))
         if self.echelon:
-            position = _mix(self.echelon_share, slots.sum(-1, keepdim=True))
+            position = (self.echelon_share @ slots.sum(-1).flatten(1)).view(slots.shape[:-1])[..., None]
             parts.append((position - _insert(self.levels[:, None], slots.ndim)) / scale)
-        dynamic = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
-        p = observation.parameters
-        into = p.edge_cost @ self.to_node[: self._real]
-        costs = torch.stack(torch.broadcast_tensors(p.holding_cost, p.underage_cost, into), -1)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def static_features(self, parameters: Any) -> Float[Tensor, "nodes *batch S"]:
+        """What does not: costs, and the moments of demand where they are shown."""
+        p = parameters
+        columns = torch.broadcast_tensors(  # type: ignore[no-untyped-call]
+            p.holding_cost, p.underage_cost, p.edge_cost @ self.into
+        )
+        costs = torch.stack(columns, -1)
         fixed = (costs / self.cost_scale).movedim(-2, 0)
         if self.static.shape[1]:
             fixed = torch.cat([fixed, _insert(self.static, fixed.ndim).expand(*fixed.shape[:-1], -1)], -1)
-        return dynamic, _insert(fixed, dynamic.ndim)
-
-    def forward(self, observation: Observation) -> Float[Tensor, "... edges"]:
-        dynamic, fixed = self.features(observation)
-        nodes = self.node_rest(self.node_dynamic(dynamic) + self.node_static(fixed))
-        lead = nn.functional.pad(observation.parameters.lead_time, (0, self._edges - self._real))
-        lead = _insert(lead.movedim(-1, 0)[..., None], nodes.ndim)
-        edges = self.edge_rest(
-            _gather(self.edge_from(nodes), self._start) + _gather(self.edge_to(nodes), self._end) + self.edge_lead(lead)
-        )
-        for i in range(self.rounds):
-            inputs = torch.cat([nodes, _mix(self.incoming, edges), _mix(self.outgoing, edges)], -1)
-            nodes = nodes + self.node_update(inputs)
-            start, end = self._start, self._end
-            if i == self.rounds - 1:
-                # Only edges whose wish is read are updated in the last round (demand edges are not).
-                edges, start, end = edges[self._read], start[self._read], end[self._read]
-            update = self.update_edge(edges) + _gather(self.update_from(nodes), start)
-            edges = edges + self.update_rest(update + _gather(self.update_to(nodes), end))
-        wish = self.output(edges)
-        if self.skip_from is not None and self.skip_to is not None:
-            wish = wish + _gather(self.skip_from(dynamic), start) + _gather(self.skip_to(dynamic), end)
-        wanted = nn.functional.softplus(wish.squeeze(-1).movedim(0, -1)) * self.edge_scale
-        orders, on_hand = wanted[..., : self._real], observation.slots[0]
-        if self._warehouses == 0:
-            return orders
-        keep = wanted[..., self._real :] @ self.keeper if self._keepers else None
-        return feasibility.proportional(
-            orders, on_hand, self.source, keep=keep, ship_all=self.ship_all if self._any_must else None
-        )
+        return fixed
 
 
 def _insert(values: Tensor, ndim: int) -> Tensor:
     """Singleton dimensions after the first one, so that [nodes, S] broadcasts with [nodes, ..., S]."""
     return values.reshape(values.shape[0], *(1,) * (ndim - values.ndim), *values.shape[1:])
-
-
-def _gather(nodes: Float[Tensor, "nodes *batch F"], index: Tensor) -> Float[Tensor, "edges *batch F"]:
-    """Node values at one end of each edge; index num_nodes stands for the outside, whose embedding is zero."""
-    outside = torch.zeros_like(nodes[:1])
-    return torch.cat([nodes, outside]).index_select(0, index)
-
-
-def _mix(weights: Float[Tensor, "nodes edges"], edges: Float[Tensor, "edges *batch F"]) -> Tensor:
-    """Weighted sums of edge values by node, as one matrix product."""
-    return (weights @ edges.flatten(1)).view(weights.shape[0], *edges.shape[1:])

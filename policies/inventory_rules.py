@@ -7,7 +7,8 @@ parameters broadcast over leading dimensions, so a whole sweep of levels runs in
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -37,7 +38,12 @@ class BaseStock(nn.Module):
         self.level = nn.Parameter(torch.as_tensor(level, dtype=torch.get_default_dtype()) / scale)
 
     def forward(self, observation: Observation) -> Float[Tensor, "... 1"]:
-        return (self.level * self.scale - inventory_position(observation.slots)).clamp(min=0)
+        return self.bind(observation.parameters)(observation)
+
+    def bind(self, parameters: Any) -> Callable[[Observation], Float[Tensor, "... 1"]]:
+        """The rule with its level in units, worked out once for a rollout."""
+        level = self.level * self.scale
+        return lambda observation: (level - inventory_position(observation.slots)).clamp(min=0)
 
 
 class CappedBaseStock(nn.Module):
@@ -50,8 +56,12 @@ class CappedBaseStock(nn.Module):
         self.cap = nn.Parameter(torch.as_tensor(cap, dtype=torch.get_default_dtype()) / scale)
 
     def forward(self, observation: Observation) -> Float[Tensor, "... 1"]:
-        wanted = (self.level * self.scale - inventory_position(observation.slots)).clamp(min=0)
-        return torch.minimum(wanted, self.cap * self.scale)
+        return self.bind(observation.parameters)(observation)
+
+    def bind(self, parameters: Any) -> Callable[[Observation], Float[Tensor, "... 1"]]:
+        """The rule with level and cap in units, worked out once for a rollout."""
+        level, cap = self.level * self.scale, self.cap * self.scale
+        return lambda observation: torch.minimum((level - inventory_position(observation.slots)).clamp(min=0), cap)
 
 
 class EchelonStock(nn.Module):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -13,11 +14,16 @@ from decisionrl.policies import feasibility
 from decisionrl.policies.topology import (
     Observation,
     Topology,
+    echelon_share,
+    order_up_to_levels,
     shipping_nodes,
     source_matrix,
     supplier_edges,
     vector,
 )
+
+elu = partial(nn.ELU, inplace=True)
+"""In place it keeps its output alone, from which its derivative follows without another exponential."""
 
 
 def mlp(
@@ -25,10 +31,13 @@ def mlp(
     hidden: Sequence[int],
     outputs: int,
     *,
-    activation: Callable[[], nn.Module] = nn.ELU,
+    activation: Callable[[], nn.Module] = elu,
     output_activation: Callable[[], nn.Module] | None = None,
 ) -> nn.Sequential:
-    """[Linear, activation] for each hidden width, a final Linear, and an optional output activation."""
+    """[Linear, activation] for each hidden width, a final Linear, and an optional output activation.
+
+    The activation may work in place: it overwrites the output of a Linear, which nothing else needs.
+    """
     layers: list[nn.Module] = []
     for width in hidden:
         layers += [nn.Linear(inputs, width), activation()]
@@ -37,6 +46,21 @@ def mlp(
     if output_activation is not None:
         layers.append(output_activation())
     return nn.Sequential(*layers)
+
+
+def on_rows(layers: Iterable[nn.Module]) -> Callable[[Tensor], Tensor]:
+    """Linear layers and activations as a function of rows [rows, features], with the weights transposed once.
+
+    For a network that is applied in every period of a rollout: half the calls of ``nn.Sequential``.
+    """
+    steps = [(layer.bias, layer.weight.t()) if isinstance(layer, nn.Linear) else layer for layer in layers]
+
+    def apply(x: Tensor) -> Tensor:
+        for step in steps:
+            x = torch.addmm(step[0], x, step[1]) if isinstance(step, tuple) else step(x)
+        return x
+
+    return apply
 
 
 class InventoryMLP(nn.Module):
@@ -76,6 +100,8 @@ class InventoryMLP(nn.Module):
             raise ValueError(f"allocation = {allocation!r}; valid: 'proportional', 'softmax'")
         if supplier_head not in ("softplus", "sigmoid"):
             raise ValueError(f"supplier_head = {supplier_head!r}; valid: 'softplus', 'sigmoid'")
+        if not hidden:
+            raise ValueError("hidden = (); valid: at least one width")
         self.allocation, self.supplier_head, self.supplier_bias = allocation, supplier_head, supplier_bias
         self.scaled = scaled
         inputs, outputs = num_slots * topology.num_nodes, topology.num_edges
@@ -119,20 +145,47 @@ class InventoryMLP(nn.Module):
             self.net[-1].weight.mul_(0.1)  # type: ignore[operator,union-attr]
 
     def forward(self, observation: Observation) -> Float[Tensor, "... edges"]:
-        slots = torch.cat(observation.slots, -1)
-        inputs = slots / self.slot_scale - 1.0 if self.scaled else slots
-        z = self.net(inputs)
+        return self.bind(observation.parameters)(observation)
+
+    def bind(self, parameters: Any) -> Callable[[Observation], Float[Tensor, "... edges"]]:
+        """The policy for one rollout: input scaling, skip connection and first layer become one affine map.
+
+        W (x / s - 1) + b = (W / s) x + (b - W 1), and the rows of the skip stand below those of the first layer.
+        """
+        first, _, *middle, last = self.net
+        assert isinstance(first, nn.Linear)
+        assert isinstance(last, nn.Linear)
+        simple = self.allocation == "proportional" and self.supplier_head == "softplus"
+        last_bias = last.bias + self.supplier_bias if simple else last.bias
+        last_weight, hidden = last.weight.t(), on_rows(middle)
+        widths = [first.out_features, last.out_features]
+        weight: Tensor = first.weight
+        bias: Tensor = first.bias
         if self.skip is not None:
-            z = z + self.skip(inputs)
-        on_hand = observation.slots[0]
-        if self.allocation == "proportional" and self.supplier_head == "softplus":
-            wanted = nn.functional.softplus(z + self.supplier_bias) * self.edge_scale
+            weight, bias = torch.cat([weight, self.skip.weight]), torch.cat([bias, last_bias])
+        if self.scaled:
+            weight, bias = weight / self.slot_scale, bias - weight.sum(1)
+        weight = weight.t()
+
+        def act(observation: Observation) -> Tensor:
+            slots = torch.cat(observation.slots, -1)
+            rows = slots if slots.ndim == 2 else slots.flatten(0, -2)
+            x = torch.addmm(bias, rows, weight)
+            shift = last_bias
+            if self.skip is not None:
+                x, shift = torch.split(x, widths, 1)
+            z = torch.addmm(shift, hidden(nn.functional.elu(x)), last_weight)
+            z = z.view(*slots.shape[:-1], -1)
+            if not simple:
+                return self._by_parts(z, observation.slots[0])
+            wanted = nn.functional.softplus(z) * self.edge_scale
             if not self._internal:
                 return wanted
             return feasibility.proportional(
-                wanted, on_hand, self.source, ship_all=self.ship_all if self._any_must else None
+                wanted, observation.slots[0], self.source, ship_all=self.ship_all if self._any_must else None
             )
-        return self._by_parts(z, on_hand)
+
+        return act
 
     def _by_parts(self, z: Tensor, on_hand: Tensor) -> Tensor:
         """Other heads: supplier edges and each node's outgoing edges apart, put back in edge order."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from decisionrl.envs.inventory.scenarios import fresh_scenarios, initial_slots, series_scenarios, stationary_demand
 from decisionrl.envs.inventory.setting import Setting
-from decisionrl.envs.inventory.simulator import Observation, Policy, Scenario, Simulator
+from decisionrl.envs.inventory.simulator import Observation, Policy, Scenario, Simulator, bound
 from decisionrl.seeding import generator
 
 CHUNK_BYTES = 64 * 2**20
@@ -62,7 +62,6 @@ def evaluate_policies(
     start = initial_slots(setting, simulator, scenarios, rng)
     states = dict.fromkeys(policies, start)
     totals = {name: torch.zeros(scenarios, dtype=torch.float64, device=simulator.device) for name in policies}
-    acting = {name: _rounded(policy, simulator) if whole_units else policy for name, policy in policies.items()}
     chunk = max(1, min(100, CHUNK_BYTES // (scenarios * stores * 4)))
     done = 0
     with torch.no_grad():
@@ -71,9 +70,12 @@ def evaluate_policies(
             if done == 0:
                 length = min(length, 16)
             batch = fresh_scenarios(setting, simulator, batch=scenarios, periods=length, generator=rng, slots=start)
-            for name, policy in acting.items():
+            for name, policy in policies.items():
+                acting = bound(policy, batch.parameters)
+                if whole_units:
+                    acting = _rounded(acting, simulator)
                 rollout = simulator.rollout(
-                    policy, _from(batch, states[name]), check=done == 0 and name not in unchecked
+                    acting, _from(batch, states[name]), check=done == 0 and name not in unchecked
                 )
                 states[name] = rollout.slots
                 if done >= warmup:

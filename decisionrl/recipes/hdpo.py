@@ -79,9 +79,9 @@ def hdpo(
       code (see :mod:`decisionrl.recipes.hdpo_paper`).
 
     batch, periods: by default rollouts of eight times the longest way to a customer (32 to 128 periods) of as
-    many scenarios as make 8,192 scenario-periods (at least 64) when continuing, the setting's own otherwise. overrides: fields of the setting, see
-    :func:`decisionrl.envs.inventory.setting.load_setting`. Raises SettingError, DemandError, or ValueError for an
-    option that does not fit.
+    many scenarios as make 8,192 scenario-periods (at least 64) when continuing, the setting's own otherwise.
+    overrides: fields of the setting, see :func:`decisionrl.envs.inventory.setting.load_setting`. Raises
+    SettingError, DemandError, or ValueError for an option that does not fit.
     """
     chosen = setting if isinstance(setting, Setting) else load_setting(setting, overrides, data=data)
     protocol = protocol or ("finite" if chosen.is_series else "continuing")

@@ -26,6 +26,9 @@ from decisionrl.envs.inventory.network import Network
 
 Slots = tuple[Tensor, ...]
 
+COST_BLOCK = 2**17
+"""A rollout counts costs for several periods at once: as many as have about this many levels, to stay in cache."""
+
 
 class InfeasibleOrderError(ValueError):
     """A policy ordered something that cannot be; names the period, the place and the amount."""
@@ -88,14 +91,24 @@ class Scenario:
 
 
 class Rollout(NamedTuple):
-    """What came of a rollout. cost: [periods, batch] per period, summed over nodes and edges."""
+    """What came of a rollout. cost: [periods, ..., batch] per period, summed over nodes and edges."""
 
     cost: Tensor
     slots: Slots
 
 
 Policy = Callable[[Observation], Tensor]
-"""Maps an observation to orders [..., num_edges] in units."""
+"""Maps an observation to orders [..., num_edges] in units.
+
+A policy may have a method ``bind(parameters) -> Policy``: what it computes from its weights and the scenarios'
+parameters alone is then computed once for a rollout, not in every period. Calling it must give the same orders.
+"""
+
+
+def bound(policy: Policy, parameters: Parameters) -> Policy:
+    """The policy for one rollout with these parameters; itself if it has nothing to prepare."""
+    bind: Callable[[Parameters], Policy] | None = getattr(policy, "bind", None)
+    return policy if bind is None else bind(parameters)
 
 
 class Simulator:
@@ -171,7 +184,7 @@ class Simulator:
 
         A negative level is unmet demand (or, at a warehouse, a shipment that was not there: see
         :func:`assert_feasible`). The cost of the period is a function of level, orders and demand alone, so a
-        rollout counts it once for all periods.
+        rollout counts it for many periods at once.
         """
         shipped = orders @ self._source if self._source is not None else 0.0
         level = slots[0] - shipped - demand
@@ -209,8 +222,8 @@ class Simulator:
         In a profit network p counts per unit sold: - p min(on hand, demand) = p (-level)^+ - p demand.
         """
         held = parameters.holding_cost * level.clamp(min=0)
-        short = parameters.underage_cost * (-level).clamp(min=0)
-        total = (held + short).sum(-1)
+        total = torch.addcmul(held, parameters.underage_cost, level.clamp(max=0), value=-1)
+        total = total.squeeze(-1) if self.network.num_nodes == 1 else total.sum(-1)
         if self.network.goal == "profit":
             total = total - (parameters.underage_cost * demand).sum(-1)
         if self._has_edge_cost:
@@ -245,19 +258,26 @@ class Simulator:
         """
         slots, parameters, history = scenario.slots, scenario.parameters, scenario.history
         by_node = self.node_demand(scenario.demand[history:])
-        levels, all_orders = [], []
-        for t in range(scenario.periods):
-            observation = self.observe(scenario, slots, t, oracle=oracle)
-            orders = policy(observation)
-            following, level = self.transition(slots, orders, by_node[t], parameters)
+        act = bound(policy, parameters)
+        levels: list[Tensor] = []
+        placed: list[Tensor] = []
+        costs: list[Tensor] = []
+        for t, demand in enumerate(by_node.unbind(0)):
+            orders = act(self.observe(scenario, slots, t, oracle=oracle))
+            if t == 0 and orders.ndim > demand.ndim:  # a sweep: one more leading dimension from here on
+                slots = tuple(slot.expand(*orders.shape[:-1], -1) for slot in slots)
+            following, level = self.transition(slots, orders, demand, parameters)
             if check:
-                self.assert_feasible(slots, orders, by_node[t], following, t)
+                self.assert_feasible(slots, orders, demand, following, t)
             slots = following
             levels.append(level)
-            all_orders.append(orders)
-        orders = torch.stack(all_orders) if self._has_edge_cost else all_orders[0]
-        cost = self.cost(torch.stack(levels), orders, by_node, parameters)
-        return Rollout(cost=cost, slots=slots)
+            placed.append(orders)
+            if len(levels) * level.numel() >= COST_BLOCK or t == scenario.periods - 1:
+                block = by_node[t + 1 - len(levels) : t + 1]
+                block_orders = torch.stack(placed) if self._has_edge_cost else orders
+                costs.append(self.cost(torch.stack(levels), block_orders, block, parameters))
+                levels, placed = [], []
+        return Rollout(cost=costs[0] if len(costs) == 1 else torch.cat(costs), slots=slots)
 
     def observe(self, scenario: Scenario, slots: Slots, period: int, *, oracle: bool = False) -> Observation:
         """What a policy sees at the start of ``period``."""
@@ -311,7 +331,8 @@ class Simulator:
                 kept = (slots[0] - shipped - slack)[..., node]
                 if must and bool((kept > 0).any()):
                     raise InfeasibleOrderError(
-                        f"period {period}: node {names[node]!r} keeps {float(kept.max()):.6g} units but may not hold stock"
+                        f"period {period}: node {names[node]!r} keeps {float(kept.max()):.6g} units "
+                        "but may not hold stock"
                     )
         sold = demand
         if self.network.unmet_demand == "lost":

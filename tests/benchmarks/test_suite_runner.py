@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import toy_suite
+from toy_suite import DIVERGING, DYING, FAILING, Newsvendor, toy_cases
+
 from decisionrl.benchmarks import executors
 from decisionrl.benchmarks.executors import Finished, Started
 from decisionrl.benchmarks.suite import Case, RequestError, run_suite
-from toy_suite import DIVERGING, DYING, FAILING, Newsvendor, toy_cases
-
 from decisionrl.evaluation import read_results, read_series
 
 
@@ -39,9 +39,7 @@ def names(out):
 def test_a_run_leaves_rows_series_and_a_report(tmp_path, capsys):
     status, started = run(tmp_path)
     assert status == 0
-    assert started == [
-        f"{case}/{method} seed 0" for case in ("underage_9", "underage_3") for method in ("low", "high")
-    ]
+    assert started == [f"{case}/{method} seed 0" for case in ("underage_9", "underage_3") for method in ("low", "high")]
     rows = read_results(tmp_path)
     assert [(row.case, row.method, row.metric) for row in rows[:3]] == [
         ("underage_3", "low", "cost"),
@@ -171,11 +169,7 @@ def test_a_number_that_is_not_finite_is_null_and_a_failure(tmp_path):
 
 def test_globs_choose_cases_and_methods(tmp_path):
     def chosen(*only):
-        return (
-            {(row.case, row.method) for row in read_results(tmp_path)}
-            if not run(tmp_path, only=only)[0]
-            else None
-        )
+        return {(row.case, row.method) for row in read_results(tmp_path)} if not run(tmp_path, only=only)[0] else None
 
     assert chosen("*_3/low") == {("underage_3", "low")}
     assert chosen("high") == {("underage_3", "low"), ("underage_3", "high"), ("underage_9", "high")}
@@ -184,9 +178,7 @@ def test_globs_choose_cases_and_methods(tmp_path):
 
 def test_a_glob_that_matches_nothing_suggests_names_and_touches_nothing(tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(
-        RequestError, match=r"no case matches 'underage_3/hihg'; did you mean 'underage_3/high'"
-    ):
+    with pytest.raises(RequestError, match=r"no case matches 'underage_3/hihg'; did you mean 'underage_3/high'"):
         run(out, only=["underage_9/*", "underage_3/hihg"])
     with pytest.raises(ValueError, match="does not exist"):
         run(out, data=tmp_path / "missing.csv")
@@ -201,8 +193,7 @@ def test_parallel_and_serial_runs_give_the_same_rows(tmp_path):
     run(tmp_path / "serial", seeds=2)
     run(tmp_path / "parallel", seeds=2, jobs=2)
     serial, parallel = (
-        [{**vars(row), "seconds": None} for row in read_results(tmp_path / name)]
-        for name in ("serial", "parallel")
+        [{**vars(row), "seconds": None} for row in read_results(tmp_path / name)] for name in ("serial", "parallel")
     )
     assert serial == parallel
 

@@ -32,9 +32,7 @@ class Newsvendor:
         demand = rng.exponential(size=self.episodes)
         cost = np.maximum(self.quantity - demand, 0) + self.underage * np.maximum(demand - self.quantity, 0)
         optimum = float(np.log(1 + self.underage))
-        curve = Curve(
-            x_label="step", y_label="cost", x=[0, 1], y=[9.0, float(cost.mean())], reference=optimum
-        )
+        curve = Curve(x_label="step", y_label="cost", x=[0, 1], y=[9.0, float(cost.mean())], reference=optimum)
         return CaseResult(
             [
                 Measurement("cost", bootstrap_mean(cost, rng=rng), optimum, "exact"),
@@ -62,9 +60,7 @@ def dies(context: CaseContext) -> CaseResult:
 def toy_cases(sleep: float = 0.0, episodes: int = 200) -> list[Case]:
     """Two cases with two methods each."""
     return [
-        Case(
-            f"underage_{underage}", method, Newsvendor(quantity, float(underage), episodes, sleep), cost=cost
-        )
+        Case(f"underage_{underage}", method, Newsvendor(quantity, float(underage), episodes, sleep), cost=cost)
         for underage, cost in ((3, 1.0), (9, 2.0))
         for method, quantity in (("low", 0.5), ("high", 2.0))
     ]
@@ -81,6 +77,4 @@ if __name__ == "__main__":
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--sleep", type=float, default=0.5)
     arguments = parser.parse_args()
-    raise SystemExit(
-        run_suite("toy", toy_cases(arguments.sleep), jobs=arguments.jobs, out=arguments.out, seeds=2)
-    )
+    raise SystemExit(run_suite("toy", toy_cases(arguments.sleep), jobs=arguments.jobs, out=arguments.out, seeds=2))

@@ -59,9 +59,7 @@ def test_average_is_the_closed_form() -> None:
         history.append(weights(policy).double())
     # ema_n = d^n w_0 + (1 - d) sum_k d^(n-k) w_k
     n = len(history) - 1
-    expected = decay**n * history[0] + sum(
-        (1 - decay) * decay ** (n - k) * history[k] for k in range(1, n + 1)
-    )
+    expected = decay**n * history[0] + sum((1 - decay) * decay ** (n - k) * history[k] for k in range(1, n + 1))
     assert learner.ema_policy is not None
     torch.testing.assert_close(weights(learner.ema_policy).double(), expected, rtol=1e-5, atol=1e-6)
     buffers = zip(learner.ema_policy.buffers(), policy.buffers(), strict=True)

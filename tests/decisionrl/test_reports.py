@@ -106,9 +106,7 @@ def everything(tmp_path):
     write_results(tmp_path, rows)
     x = list(range(0, 1000, 50))
     fall = [10 + 30 * math.exp(-step / 100) for step in x]
-    curve = Curve(
-        x_label="step", y_label="cost", x=x, y=fall, low=[y - 2 for y in fall], high=fall, reference=10.0
-    )
+    curve = Curve(x_label="step", y_label="cost", x=x, y=fall, low=[y - 2 for y in fall], high=fall, reference=10.0)
     stores = [f"store {index}" for index in range(9)]
     path = SamplePath(
         periods=list(range(300)),
@@ -131,9 +129,7 @@ def everything(tmp_path):
         "gnn",
         Series(curve=Curve(x_label="step", y_label="cost", x=[0], y=[11.0], reference=10.0)),
     )
-    write_series(
-        tmp_path, "case_none", "mlp", Series(curve=Curve(x_label="step", y_label="cost", x=x, y=fall))
-    )
+    write_series(tmp_path, "case_none", "mlp", Series(curve=Curve(x_label="step", y_label="cost", x=x, y=fall)))
     about = {
         "suite": "toy",
         "profile": "full",

@@ -19,8 +19,7 @@ from decisionrl.evaluation import Row, code_version, config_hash, read_results, 
 from decisionrl.evaluation.results import ResultsError, relative_gap, without_nonfinite, write_json
 
 FIELDS = (
-    "suite case method seed metric value low high n reference reference_kind gap seconds device "
-    "config_hash version"
+    "suite case method seed metric value low high n reference reference_kind gap seconds device config_hash version"
 )
 
 
@@ -54,9 +53,7 @@ def test_gap_is_relative_and_positive_is_worse():
     assert row(reference=None, reference_kind="none").gap is None
 
 
-@pytest.mark.parametrize(
-    "changes", [{"reference": None}, {"reference_kind": "none"}, {"low": 5.0, "high": 4.0}]
-)
+@pytest.mark.parametrize("changes", [{"reference": None}, {"reference_kind": "none"}, {"low": 5.0, "high": 4.0}])
 def test_build_refuses_rows_that_contradict_themselves(changes):
     with pytest.raises(ValueError, match="one_store/mlp cost"):
         row(**changes)

@@ -10,12 +10,8 @@ from decisionrl.evaluation.results import ResultsError
 from decisionrl.evaluation.series import merge_seeds, series_file
 
 FULL = Series(
-    curve=Curve(
-        x_label="step", y_label="cost", x=[0, 1], y=[3.0, 2.0], low=[2.0, 1.0], high=[4.0, 3.0], reference=1.5
-    ),
-    path=SamplePath(
-        periods=[0, 1], stock={"s": [1.0, 0.0]}, orders={"w → s": [0.0, 2.0]}, demand={"s": [1.0, 1.0]}
-    ),
+    curve=Curve(x_label="step", y_label="cost", x=[0, 1], y=[3.0, 2.0], low=[2.0, 1.0], high=[4.0, 3.0], reference=1.5),
+    path=SamplePath(periods=[0, 1], stock={"s": [1.0, 0.0]}, orders={"w → s": [0.0, 2.0]}, demand={"s": [1.0, 1.0]}),
     network=Network([Node("w", "warehouse", 3.0), Node("s", "store", 1.0)], [Edge("w", "s", 2.0, 5.0)]),
 )
 

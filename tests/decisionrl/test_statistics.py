@@ -43,8 +43,7 @@ def test_bootstrap_covers_the_truth_as_often_as_it_says():
     runs = [bootstrap_mean(generator.normal(size=60), rng=generator, resamples=600) for _ in range(1_000)]
     assert abs(coverage(runs, 0.0) - 0.95) <= 0.03
     narrow = [
-        bootstrap_mean(generator.normal(size=60), rng=generator, resamples=600, confidence=0.8)
-        for _ in range(300)
+        bootstrap_mean(generator.normal(size=60), rng=generator, resamples=600, confidence=0.8) for _ in range(300)
     ]
     assert abs(coverage(narrow, 0.0) - 0.95) > 0.03  # the check above can fail
 
@@ -143,7 +142,6 @@ def test_interquartile_mean_covers_the_truth():
     generator = rng(8)
     centers = np.linspace(0, 1, 10)
     runs = [
-        interquartile_mean(centers + generator.normal(size=(20, 10)), rng=generator, resamples=400)
-        for _ in range(400)
+        interquartile_mean(centers + generator.normal(size=(20, 10)), rng=generator, resamples=400) for _ in range(400)
     ]
     assert abs(coverage(runs, 0.5) - 0.95) <= 0.03

@@ -171,9 +171,7 @@ def test_a_failed_update_leaves_weights_and_the_last_checkpoint(tmp_path: Path) 
 def test_a_failure_not_yet_reported_is_reported_at_the_end() -> None:
     policy = linear()
     optimizer = torch.optim.SGD(policy.parameters(), 0.1, fused=True)
-    learner = GradientLearner(
-        policy, lambda p, b: Loss(mse(p, b).value.sqrt() * torch.inf), optimizer, check_every=50
-    )
+    learner = GradientLearner(policy, lambda p, b: Loss(mse(p, b).value.sqrt() * torch.inf), optimizer, check_every=50)
     with pytest.raises(NonFiniteError, match="update 1: loss"):
         Trainer(learner, Dataset()).fit(3)
 

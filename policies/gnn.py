@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 from decisionrl.policies import feasibility
 from decisionrl.policies.mlp import mlp
-from decisionrl.policies.topology import Observation, Topology, shipping_nodes, source_matrix, vector
+from decisionrl.policies.topology import (
+    Observation,
+    RecentFlow,
+    Topology,
+    shipping_nodes,
+    source_matrix,
+    vector,
+)
 
 
 class InventoryGNN(nn.Module):
@@ -63,6 +70,7 @@ class InventoryGNN(nn.Module):
         width: int = 32,
         rounds: int | None = None,
         scaled: bool = True,
+        recent_floor: float | None = None,
         skip: bool = True,
         output_bias: float = 1.0,
     ) -> None:
@@ -94,6 +102,9 @@ class InventoryGNN(nn.Module):
         self.register_buffer("source", source_matrix(topology))
         self.register_buffer("ship_all", vector(topology.must_ship_all))
         self._any_must = any(topology.must_ship_all)
+        if recent_floor is not None and (history < 1 or not scaled):
+            raise ValueError(f"recent_floor = {recent_floor}; valid: None without past demand or with scaled = False")
+        self.flow = None if recent_floor is None else RecentFlow(topology, floor=recent_floor)
         self.register_buffer("node_scale", vector(node_scale) if scaled else torch.ones(n))
         keep_scale = [node_scale[node] for node in keepers]
         scales = [*edge_scale, *keep_scale] if scaled else [1.0] * (len(edge_scale) + len(keepers))
@@ -140,15 +151,27 @@ class InventoryGNN(nn.Module):
         read = [*range(topology.num_edges), *range(topology.num_edges + stores, len(graph))]
         self.register_buffer("_read", torch.tensor(read), persistent=False)
 
-    def features(self, observation: Observation) -> tuple[Tensor, Tensor]:
+    def scales(self, observation: Observation) -> tuple[Tensor, Tensor]:
+        """The units that quantities are measured in: of nodes [..., nodes], of orders and keeping [..., wishes]."""
+        if self.flow is None:
+            return self.node_scale, self.edge_scale
+        assert observation.past_demand is not None
+        node, edge = self.flow(observation.past_demand)
+        return node, torch.cat([edge, node[..., self._keepers]], -1)
+
+    def features(self, observation: Observation, node_scale: Tensor) -> tuple[Tensor, Tensor]:
         """By node, nodes first: what changes every period [nodes, ..., D] and what does not [nodes, ..., S]."""
         slots = torch.stack([slot.movedim(-1, 0) for slot in observation.slots], -1)
-        scale = _insert(self.node_scale[:, None], slots.ndim)
+        scale = _insert(node_scale.movedim(-1, 0)[..., None], slots.ndim)
         parts = [slots / scale - 1.0 if self.scaled else slots]
         if observation.past_demand is not None and self.history:
-            past = observation.past_demand.movedim(-2, 0) / scale[self._warehouses :]
-            warehouses = past.new_zeros(self._warehouses, *past.shape[1:])
-            parts.append(torch.cat([warehouses, past]))
+            if self.flow is None:
+                past = observation.past_demand.movedim(-2, 0) / scale[self._warehouses :]
+                warehouses = past.new_zeros(self._warehouses, *past.shape[1:])
+                parts.append(torch.cat([warehouses, past]))
+            else:
+                by_node = observation.past_demand.transpose(-1, -2) @ self.flow.by_node
+                parts.append(by_node.movedim(-1, 0) / scale - 1.0)
             if observation.time is not None:
                 parts.append(observation.time.expand(*slots.shape[:-1], -1))
         dynamic = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
@@ -161,7 +184,8 @@ class InventoryGNN(nn.Module):
         return dynamic, _insert(fixed, dynamic.ndim)
 
     def forward(self, observation: Observation) -> Float[Tensor, "... edges"]:
-        dynamic, fixed = self.features(observation)
+        node_scale, wish_scale = self.scales(observation)
+        dynamic, fixed = self.features(observation, node_scale)
         nodes = self.node_rest(self.node_dynamic(dynamic) + self.node_static(fixed))
         lead = nn.functional.pad(observation.parameters.lead_time, (0, self._edges - self._real))
         lead = _insert(lead.movedim(-1, 0)[..., None], nodes.ndim)
@@ -180,7 +204,7 @@ class InventoryGNN(nn.Module):
         wish = self.output(edges)
         if self.skip_from is not None and self.skip_to is not None:
             wish = wish + _gather(self.skip_from(dynamic), start) + _gather(self.skip_to(dynamic), end)
-        wanted = nn.functional.softplus(wish.squeeze(-1).movedim(0, -1)) * self.edge_scale
+        wanted = nn.functional.softplus(wish.squeeze(-1).movedim(0, -1)) * wish_scale
         orders, on_hand = wanted[..., : self._real], observation.slots[0]
         if self._warehouses == 0:
             return orders

@@ -11,12 +11,12 @@ import torch
 from decisionrl.callbacks import LearningRateSchedule
 from decisionrl.envs.inventory.scenarios import make_simulator, paper_scenarios
 from decisionrl.envs.inventory.setting import Setting, load_setting
-from decisionrl.experience.scenarios import ContinuingScenarios, FiniteScenarios
+from decisionrl.experience.scenarios import ContinuingScenarios, FiniteScenarios, WindowedScenarios
 from decisionrl.experiment import Experiment
 from decisionrl.learner import GradientLearner
-from decisionrl.names import pick
 from decisionrl.objectives.pathwise import Pathwise
-from decisionrl.recipes.inventory_policies import BUILDERS, Build
+from decisionrl.recipes.inventory_policies import build_policy
+from decisionrl.recipes.schedules import one_cycle
 from decisionrl.seeding import generator
 
 METADATA = {
@@ -33,7 +33,7 @@ def hdpo(
     setting: str | Path | Setting = "one_store_lost",
     policy: str = "mlp",
     steps: int = 400,
-    protocol: Literal["continuing", "finite"] | None = None,
+    protocol: Literal["continuing", "windows", "finite"] | None = None,
     batch: int | None = None,
     periods: int | None = None,
     learning_rate: float = 0.01,
@@ -58,14 +58,17 @@ def hdpo(
     ValueError for an option that does not fit.
     """
     chosen = setting if isinstance(setting, Setting) else load_setting(setting, overrides, data=data)
-    protocol = protocol or ("finite" if chosen.is_series else "continuing")
+    protocol = protocol or ("windows" if chosen.is_series else "continuing")
     simulator = make_simulator(chosen, device=device, dtype=dtype)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(generator(seed, "weights").initial_seed() % 2**31))
-        build = pick("policy", policy, BUILDERS)
-        actor = build(Build(chosen, simulator), **(policy_options or {})).to(device, dtype)
+    actor = build_policy(policy, chosen, simulator, options=policy_options, seed=seed)
+    trainable = [parameter for parameter in actor.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise ValueError(
+            f"policy = {policy!r} has nothing to train; build it with "
+            "decisionrl.recipes.inventory_policies.build_policy and evaluate it as it is"
+        )
     rng = generator(seed, "scenarios", device)
-    source: ContinuingScenarios | FiniteScenarios
+    source: ContinuingScenarios | WindowedScenarios | FiniteScenarios
     if protocol == "continuing":
         periods = periods or default_periods(chosen)
         batch = batch or 256
@@ -78,11 +81,23 @@ def hdpo(
             redraw=redraw,
             redraw_every=redraw_every,
         )
+    elif protocol == "windows":
+        periods = periods or default_periods(chosen)
+        batch = batch or 64
+        source = WindowedScenarios(
+            chosen,
+            simulator,
+            batch=batch,
+            periods=periods,
+            generator=rng,
+            redraw=redraw,
+            redraw_every=redraw_every,
+        )
     else:
         batch = batch or chosen.phases["train"].batch
         periods = chosen.phases["train"].periods
         source = FiniteScenarios(paper_scenarios(chosen, simulator, "train"), batch=batch, generator=rng)
-    optimizer = torch.optim.Adam(actor.parameters(), lr=learning_rate, fused=True)
+    optimizer = torch.optim.Adam(trainable, lr=learning_rate, fused=True)
     learner = GradientLearner(
         actor, Pathwise(simulator, unit=money_unit(chosen), compile=compile), optimizer, clip_norm=clip_norm
     )
@@ -130,12 +145,3 @@ def money_unit(setting: Setting) -> float:
     if setting.network.goal == "profit":
         return mean * sum(node.underage_cost or 0.0 for node in stores) / len(stores) / 10
     return mean * (sum(node.holding_cost for node in stores) / len(stores)) / 5 or 1.0
-
-
-def one_cycle(steps: int, learning_rate: float) -> Any:
-    """The schedule factory: up to the peak over 30 % of the steps, then down to almost nothing."""
-
-    def factory(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=learning_rate, total_steps=steps + 1)
-
-    return factory

@@ -283,8 +283,8 @@ class JustInTime(nn.Module):
 
     A store orders the demand of period t + L_s over its fastest lane; its warehouse the demand of its stores in
     period t + L_w + L_s. Beyond the end of the data the last period's demand is repeated. Not admissible: needs
-    ``Observation.future``, and shipments are not rationed where returns (negative demand) leave a warehouse with
-    less than its stores order.
+    ``Observation.future``, and shipments are not rationed to the stock on hand, which is less than the stores
+    order until the first supplies have arrived, and where customers return goods (negative demand).
     """
 
     admissible = False

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from decisionrl.policies import feasibility
 from decisionrl.policies.mlp import mlp
-from decisionrl.policies.topology import Observation, RecentFlow, Topology, source_matrix, vector
+from decisionrl.policies.topology import Observation, RecentFlow, Topology, source_matrix
 
 
 class DataDrivenNet(nn.Module):

@@ -26,7 +26,7 @@ from decisionrl.policies.topology import (
 )
 
 
-def recent_scale(past_demand: Float[Tensor, "... history"], floor: float) -> Float[Tensor, "..."]:
+def recent_scale(past_demand: Float[Tensor, "... history"], floor: float) -> Float[Tensor, ...]:
     """Mean of the past demands in units, at least ``floor``: what a series' quantities are measured in."""
     return past_demand.mean(-1).clamp(min=floor)
 

@@ -116,8 +116,8 @@ def interpolate_quantiles(
     return (below + (above - below) * (position[..., None] - left)).squeeze(-1)
 
 
-class _Lanes(nn.Module):
-    """Which lane serves each store: the one with the smallest lead time; which warehouses it comes through.
+class _Route(nn.Module):
+    """Which lane serves each store, and which warehouse and supplier edge stand behind it.
 
     lane: [stores] the edge into each store. inlet: [stores] the edge from the supplier into the warehouse that
     feeds it. Networks have at most two stages; a store may also be supplied from outside directly.
@@ -130,27 +130,29 @@ class _Lanes(nn.Module):
     fed: Tensor
     to_edge: Tensor
 
-    def __init__(self, topology: Topology) -> None:
+    def __init__(self, topology: Topology, lanes: Sequence[int] | None) -> None:
         super().__init__()
         w, stores = topology.num_warehouses, topology.num_stores
         inlets = {topology.edge_destination[e]: e for e in supplier_edges(topology)}
         if len(inlets) < w or any(node not in inlets for node in range(w)):
             raise ValueError("order-up-to-quantile rules need every warehouse to be supplied from outside")
-        self.lanes = fastest_lanes(topology)
-        through = [topology.edge_source[e] for e in self.lanes]
+        lanes = fastest_lanes(topology) if lanes is None else list(lanes)
+        if [topology.edge_destination[e] for e in lanes] != list(range(w, w + stores)):
+            raise ValueError(f"lanes = {lanes}; valid: one edge into each of the {stores} stores, in their order")
+        through = [topology.edge_source[e] for e in lanes]
         if any(node >= w for node in through):
             raise ValueError(
                 "order-up-to-quantile rules need every store to be supplied by a warehouse or from outside"
             )
         feeds, to_edge = torch.zeros(stores, w), torch.zeros(w + stores, topology.num_edges)
-        for store, (edge, node) in enumerate(zip(self.lanes, through, strict=True)):
+        for store, (edge, node) in enumerate(zip(lanes, through, strict=True)):
             to_edge[w + store, edge] = 1.0
             if node >= 0:
                 feeds[store, node] = 1.0
         for node in range(w):
             to_edge[node, inlets[node]] = 1.0
         self.num_warehouses = w
-        self.register_buffer("lane", torch.tensor(self.lanes), persistent=False)
+        self.register_buffer("lane", torch.tensor(lanes), persistent=False)
         inlet = [inlets[node] if node >= 0 else -1 for node in through]
         self.register_buffer("inlet", torch.tensor(inlet), persistent=False)
         self.register_buffer("fed", torch.tensor([float(node >= 0) for node in through]), persistent=False)
@@ -173,8 +175,7 @@ class _Lanes(nn.Module):
 class _OrderUpToQuantile(nn.Module):
     """Order up to a forecast quantile of the demand until the next order could arrive.
 
-    A store orders (Q_s(u_s, L_s + 1) - position)^+ over its lane with the smallest lead time L_s, where
-    Q_s(u, h) is the u-quantile of its demand over the next h periods. A warehouse with lead time L_w orders from
+    A store orders (Q_s(u_s, L_s + 1) - position)^+ over one lane, with lead time L_s, where Q_s(u, h) is the u-quantile of its demand over the next h periods. A warehouse with lead time L_w orders from
     outside so that its echelon (itself and the stores it feeds) reaches sum_s Q_s(v_s, L_w + L_s + 1). Scarce
     stock is rationed in proportion to the orders. Subclasses say which quantiles u (stores) and v (echelons).
 
@@ -183,9 +184,12 @@ class _OrderUpToQuantile(nn.Module):
 
     admissible = True
 
-    def __init__(self, topology: Topology, forecaster: QuantileForecaster) -> None:
+    def __init__(
+        self, topology: Topology, forecaster: QuantileForecaster, *, lanes: Sequence[int] | None = None
+    ) -> None:
+        """lanes: the edge that serves each store, in the stores' order; default the fastest."""
         super().__init__()
-        self.route = _Lanes(topology)
+        self.route = _Route(topology, lanes)
         self.forecaster = forecaster.requires_grad_(False)
 
     def quantiles(self, observation: Observation) -> tuple[Tensor, Tensor]:
@@ -199,7 +203,7 @@ class _OrderUpToQuantile(nn.Module):
             raise ValueError("quantile rules forecast from past demand; the setting shows none (demand.history = 0)")
         with torch.no_grad():
             time = observation.time if observation.time is None else observation.time[..., None, :]
-            forecast = self.forecaster(past, time)
+            forecast: Tensor = self.forecaster(past, time)
         own, echelon = self.quantiles(observation)
         lane, through = self.route.lead_times(observation)
         position = inventory_position(observation.slots)
@@ -222,8 +226,8 @@ class _OrderUpToQuantile(nn.Module):
 
 def critical_ratio(observation: Observation, num_warehouses: int) -> Float[Tensor, "... stores"]:
     """The newsvendor quantile p / (p + h) of each store."""
-    p = observation.parameters.underage_cost[..., num_warehouses:]
-    h = observation.parameters.holding_cost[..., num_warehouses:]
+    p: Tensor = observation.parameters.underage_cost[..., num_warehouses:]
+    h: Tensor = observation.parameters.holding_cost[..., num_warehouses:]
     return p / (p + h)
 
 
@@ -235,7 +239,7 @@ class QuantileNewsvendor(_OrderUpToQuantile):
         return ratio, ratio
 
 
-class ReturnsNewsvendor(QuantileNewsvendor):
+class ReturnsNewsvendor(_OrderUpToQuantile):
     """The newsvendor rule with free returns: a node above its level sends the excess back in the same period.
 
     Not admissible (orders may be negative). It shows what the newsvendor rule loses by never being able to
@@ -243,6 +247,10 @@ class ReturnsNewsvendor(QuantileNewsvendor):
     """
 
     admissible = False
+
+    def quantiles(self, observation: Observation) -> tuple[Tensor, Tensor]:
+        ratio = critical_ratio(observation, self.route.num_warehouses)
+        return ratio, ratio
 
     def forward(self, observation: Observation) -> Float[Tensor, "... edges"]:
         short = self.shortfall(observation)
@@ -253,8 +261,15 @@ class ReturnsNewsvendor(QuantileNewsvendor):
 class FixedQuantile(_OrderUpToQuantile):
     """One learned quantile for all stores and items; in networks a second one for the echelons."""
 
-    def __init__(self, topology: Topology, forecaster: QuantileForecaster, *, quantile: float = 0.7) -> None:
-        super().__init__(topology, forecaster)
+    def __init__(
+        self,
+        topology: Topology,
+        forecaster: QuantileForecaster,
+        *,
+        lanes: Sequence[int] | None = None,
+        quantile: float = 0.7,
+    ) -> None:
+        super().__init__(topology, forecaster, lanes=lanes)
         if not 0 < quantile < 1:
             raise ValueError(f"quantile = {quantile}; valid: between 0 and 1")
         count = 2 if self.route.num_warehouses else 1
@@ -268,8 +283,15 @@ class FixedQuantile(_OrderUpToQuantile):
 class TransformedNewsvendor(_OrderUpToQuantile):
     """A learned map of p / (p + h) to the quantile; in networks with a second output for the echelons."""
 
-    def __init__(self, topology: Topology, forecaster: QuantileForecaster, *, hidden: Sequence[int] = (32, 32)) -> None:
-        super().__init__(topology, forecaster)
+    def __init__(
+        self,
+        topology: Topology,
+        forecaster: QuantileForecaster,
+        *,
+        lanes: Sequence[int] | None = None,
+        hidden: Sequence[int] = (32, 32),
+    ) -> None:
+        super().__init__(topology, forecaster, lanes=lanes)
         count = 2 if self.route.num_warehouses else 1
         self.net = mlp(1, hidden, count, output_activation=nn.Sigmoid)
 
@@ -279,9 +301,10 @@ class TransformedNewsvendor(_OrderUpToQuantile):
 
 
 class JustInTime(nn.Module):
-    """Knows demand and orders it to arrive in the period it falls: the upper bound on profit in practice.
+    """Knows demand and orders it to arrive in the period it falls: every sale is made and nothing is ever held.
 
-    A store orders the demand of period t + L_s over its fastest lane; its warehouse the demand of its stores in
+    No policy that uses the same lanes earns more; over cheaper lanes it might. A store orders the demand of
+    period t + L_s over its lane (default: the fastest, as in the paper's released code); its warehouse the demand of its stores in
     period t + L_w + L_s. Beyond the end of the data the last period's demand is repeated. Not admissible: needs
     ``Observation.future``, and shipments are not rationed to the stock on hand, which is less than the stores
     order until the first supplies have arrived, and where customers return goods (negative demand).
@@ -289,9 +312,9 @@ class JustInTime(nn.Module):
 
     admissible = False
 
-    def __init__(self, topology: Topology) -> None:
+    def __init__(self, topology: Topology, *, lanes: Sequence[int] | None = None) -> None:
         super().__init__()
-        self.route = _Lanes(topology)
+        self.route = _Route(topology, lanes)
 
     def forward(self, observation: Observation) -> Float[Tensor, "... edges"]:
         future = observation.future

@@ -18,7 +18,6 @@ from decisionrl.experiment import Experiment
 from decisionrl.learner import GradientLearner
 from decisionrl.objectives.pinball import Pinball
 from decisionrl.policies.quantile import QuantileForecaster
-from decisionrl.policies.topology import fastest_lanes
 from decisionrl.recipes.schedules import one_cycle
 from decisionrl.seeding import generator
 from decisionrl.trainer import Trainer
@@ -124,17 +123,18 @@ _TRAINED: dict[tuple[object, ...], QuantileForecaster] = {}
 
 
 def forecast_horizons(setting: Setting) -> list[int]:
-    """Horizons that the setting's newsvendor rules need, in periods.
+    """Horizons that newsvendor rules for the setting may need, in periods.
 
-    L + 1 for each store's fastest lane and L_w + L + 1 for its share of the echelon of the warehouse behind it;
+    L + 1 for each lane into a store and L_w + L + 1 for its share of the echelon of the warehouse behind it;
     for every lead time that occurs, where they vary by scenario.
     """
     network, varying = setting.network, setting.lead_time_range
     inlet = {j: e for e, (i, j) in enumerate(zip(network.edge_source, network.edge_destination, strict=True)) if i < 0}
     needed: set[int] = set()
-    for lane in fastest_lanes(network):
-        behind = network.edge_source[lane]
-        for lead in range(varying[0], varying[1] + 1) if varying else [network.lead_times[lane]]:
+    for edge, (behind, node) in enumerate(zip(network.edge_source, network.edge_destination, strict=True)):
+        if node < network.num_warehouses:
+            continue
+        for lead in range(varying[0], varying[1] + 1) if varying else [network.lead_times[edge]]:
             needed.add(lead + 1)
             if behind >= 0:
                 needed.add((lead if varying else network.lead_times[inlet[behind]]) + lead + 1)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
-from decisionrl.callbacks import LearningRateSchedule
+from decisionrl.callbacks import Evaluate, LearningRateSchedule
 from decisionrl.envs.inventory.scenarios import make_simulator, paper_scenarios
 from decisionrl.envs.inventory.setting import Setting, load_setting
+from decisionrl.envs.inventory.simulator import Policy, Simulator
+from decisionrl.evaluation.inventory import evaluate_on_series
 from decisionrl.experience.scenarios import ContinuingScenarios, FiniteScenarios, WindowedScenarios
 from decisionrl.experiment import Experiment
 from decisionrl.learner import GradientLearner
@@ -51,11 +55,14 @@ def hdpo(
     """A policy, its scenarios and the pathwise learner, with a one-cycle learning rate over ``steps``.
 
     protocol: "continuing" (default for stationary demand): short rollouts on fresh demand from the stock in
-    which the last one ended. "finite" (default for series): shuffled mini-batches of the training split, each
-    from its own initial stock. batch, periods: default 256 scenarios and twice the longest lead time to a
-    customer (16 to 40 periods) when continuing, the setting's own when finite. overrides: fields of the
-    setting, see :func:`decisionrl.envs.inventory.setting.load_setting`. Raises SettingError, DemandError, or
-    ValueError for an option that does not fit.
+    which the last one ended. "windows" (default for series): the same over windows of the training columns,
+    which each lane walks through. "finite": shuffled mini-batches of the training split, each from its own
+    initial stock. batch, periods: default twice the longest lead time to a customer (16 to 40 periods), and 256
+    scenarios when continuing, 256 scenario-stores (at least 16 scenarios) on windows; the setting's own when
+    finite. overrides: fields of the setting, see :func:`decisionrl.envs.inventory.setting.load_setting`. For
+    series, add :func:`dev_evaluation` to the trainer's callbacks to keep the weights that do best on the dev
+    columns. Raises SettingError, DemandError, or ValueError for an option that does not fit or a policy that
+    has nothing to train.
     """
     chosen = setting if isinstance(setting, Setting) else load_setting(setting, overrides, data=data)
     protocol = protocol or ("windows" if chosen.is_series else "continuing")
@@ -83,7 +90,7 @@ def hdpo(
         )
     elif protocol == "windows":
         periods = periods or default_periods(chosen)
-        batch = batch or 64
+        batch = batch or max(16, 256 // chosen.network.num_stores)
         source = WindowedScenarios(
             chosen,
             simulator,
@@ -107,7 +114,7 @@ def hdpo(
         "overrides": dict(overrides or {}),
         "data": None if data is None else str(data),
         "policy": policy,
-        "policy_options": dict(policy_options or {}),
+        "policy_options": {name: _plain(value) for name, value in (policy_options or {}).items()},
         "steps": steps,
         "protocol": protocol,
         "batch": batch,
@@ -129,6 +136,16 @@ def hdpo(
     )
 
 
+def dev_evaluation(setting: Setting, simulator: Simulator, *, every: int) -> Evaluate:
+    """Measures ``dev/cost`` on the dev columns of a setting of series and keeps the best weights in the run's
+    directory: read them with ``load_weights(policy, out / "best.safetensors")``."""
+
+    def measure(policy: Policy) -> dict[str, float]:
+        return {"cost": evaluate_on_series({"policy": policy}, setting, simulator, split="dev")["policy"].mean}
+
+    return Evaluate(measure, every, name="dev", keep_best="dev/cost")
+
+
 def default_periods(setting: Setting) -> int:
     """Twice the longest way from the supplier to a customer plus one period, between 16 and 40."""
     network = setting.network
@@ -145,3 +162,13 @@ def money_unit(setting: Setting) -> float:
     if setting.network.goal == "profit":
         return mean * sum(node.underage_cost or 0.0 for node in stores) / len(stores) / 10
     return mean * (sum(node.holding_cost for node in stores) / len(stores)) / 5 or 1.0
+
+
+def _plain(value: Any) -> Any:
+    """An option as a config holds it: a module, such as a trained forecaster, by a digest of its weights."""
+    if not isinstance(value, nn.Module):
+        return value
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in value.state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return f"{type(value).__name__} {digest.hexdigest()}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from decisionrl.policies.quantile import (
     ReturnsNewsvendor,
     TransformedNewsvendor,
 )
+from decisionrl.policies.topology import fastest_lanes
 from decisionrl.recipes.forecaster import forecast_horizons, train_forecaster
 from decisionrl.seeding import generator
 
@@ -83,6 +84,7 @@ class Build:
 
 
 Builder = Callable[..., nn.Module]
+Lane = Literal["fastest", "cheapest"]
 
 
 def mlp(build: Build, *, hidden: tuple[int, ...] | None = None, **options: Any) -> nn.Module:
@@ -208,47 +210,67 @@ def data_driven_net(build: Build, **options: Any) -> nn.Module:
     )
 
 
-def quantile_nv(build: Build, *, forecaster: QuantileForecaster | None = None, **training: Any) -> nn.Module:
-    """The newsvendor quantile of the forecast. forecaster: a trained one; without it one is trained (and kept for
-    the process) by :func:`decisionrl.recipes.forecaster.train_forecaster` with the options in ``training``."""
-    return QuantileNewsvendor(build.setting.network, _forecaster(build, forecaster, training))
+def quantile_nv(build: Build, *, lane: Lane = "fastest", **options: Any) -> nn.Module:
+    """The newsvendor quantile of the forecast, over each store's "fastest" or "cheapest" lane.
+
+    forecaster (an option): a trained one; without it one is trained, and kept for the process, by
+    :func:`decisionrl.recipes.forecaster.train_forecaster` with the options that are left.
+    """
+    forecaster = _forecaster(build, options)
+    return QuantileNewsvendor(build.setting.network, forecaster, lanes=_lanes(build, lane))
 
 
-def returns_nv(build: Build, *, forecaster: QuantileForecaster | None = None, **training: Any) -> nn.Module:
+def returns_nv(build: Build, *, lane: Lane = "fastest", **options: Any) -> nn.Module:
     """The newsvendor quantile with free returns (inadmissible); options as for quantile_nv."""
-    return ReturnsNewsvendor(build.setting.network, _forecaster(build, forecaster, training))
+    forecaster = _forecaster(build, options)
+    return ReturnsNewsvendor(build.setting.network, forecaster, lanes=_lanes(build, lane))
 
 
-def fixed_quantile(
-    build: Build, *, quantile: float = 0.7, forecaster: QuantileForecaster | None = None, **training: Any
-) -> nn.Module:
+def fixed_quantile(build: Build, *, lane: Lane = "fastest", quantile: float = 0.7, **options: Any) -> nn.Module:
     """One learned quantile, starting from ``quantile``; other options as for quantile_nv."""
-    return FixedQuantile(build.setting.network, _forecaster(build, forecaster, training), quantile=quantile)
+    forecaster = _forecaster(build, options)
+    return FixedQuantile(build.setting.network, forecaster, lanes=_lanes(build, lane), quantile=quantile)
 
 
 def transformed_nv(
-    build: Build,
-    *,
-    hidden: tuple[int, ...] = (32, 32),
-    forecaster: QuantileForecaster | None = None,
-    **training: Any,
+    build: Build, *, lane: Lane = "fastest", hidden: tuple[int, ...] = (32, 32), **options: Any
 ) -> nn.Module:
-    """A learned map of the newsvendor quantile; other options as for quantile_nv."""
-    return TransformedNewsvendor(build.setting.network, _forecaster(build, forecaster, training), hidden=hidden)
+    """A learned map of the newsvendor quantile, layers of ``hidden``; other options as for quantile_nv."""
+    forecaster = _forecaster(build, options)
+    return TransformedNewsvendor(build.setting.network, forecaster, lanes=_lanes(build, lane), hidden=hidden)
 
 
-def just_in_time(build: Build) -> nn.Module:
+def just_in_time(build: Build, *, lane: Lane = "fastest") -> nn.Module:
     """The oracle that knows demand (inadmissible)."""
-    return JustInTime(build.setting.network)
+    return JustInTime(build.setting.network, lanes=_lanes(build, lane))
 
 
-def _forecaster(build: Build, given: QuantileForecaster | None, training: Mapping[str, Any]) -> QuantileForecaster:
+def _lanes(build: Build, lane: Lane) -> list[int]:
+    """The edge into each store with the least lead time, or the least cost per unit from the supplier on."""
+    network = build.setting.network
+    if lane not in ("fastest", "cheapest"):
+        raise ValueError(f"lane = {lane!r}; valid: 'fastest', 'cheapest'")
+    if lane == "fastest":
+        return fastest_lanes(network)
+    unit = [np.inf] * network.num_nodes
+    best = [-1] * network.num_nodes
+    for e, (source, node) in enumerate(zip(network.edge_source, network.edge_destination, strict=True)):
+        cost = network.edges[e].cost + (unit[source] if source >= 0 else 0.0)
+        if cost < unit[node]:
+            unit[node], best[node] = cost, e
+    return best[network.num_warehouses :]
+
+
+def _forecaster(build: Build, options: Mapping[str, Any]) -> QuantileForecaster:
+    training = dict(options)
+    given = training.pop("forecaster", None)
     if given is None:
         given = train_forecaster(build.setting, **{"seed": build.seed, **training})
     elif training:
-        raise ValueError(f"{', '.join(training)}: options of the training of a forecaster, but one is given")
+        raise ValueError(f"{', '.join(training)}: for the training of a forecaster, but one is given")
     given.check_horizons(forecast_horizons(build.setting))
-    return copy.deepcopy(given)
+    forecaster: QuantileForecaster = copy.deepcopy(given)
+    return forecaster
 
 
 def _require(build: Build, *, nodes: int, name: str) -> None:

@@ -74,8 +74,8 @@ def test_targets_beyond_the_data_count_nothing() -> None:
 def test_horizons_cover_what_the_rules_look_up() -> None:
     assert forecast_horizons(one_store()) == [5, 6, 7]
     network = load_setting("many_warehouses_real_data_lost_demand", {"demand.generator": {**SMALL, "items": 2}})
-    # Fastest lanes take 1, 2 or 5 periods; three more through the warehouse.
-    assert forecast_horizons(network) == [2, 3, 5, 6, 9]
+    # Lanes take 1, 2, 4, 5 or 6 periods; three more through the warehouse.
+    assert forecast_horizons(network) == [2, 3, 5, 6, 7, 8, 9, 10]
 
 
 SMALL = {"periods": 171, "seed": 5}

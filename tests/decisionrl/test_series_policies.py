@@ -1,5 +1,6 @@
 """Every policy on settings of series: built by name, feasible, trainable; and the real data where they are."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from decisionrl.checkpoint import load_weights
 from decisionrl.envs.inventory.scenarios import make_simulator, series_scenarios
 from decisionrl.envs.inventory.setting import Setting, load_setting
 from decisionrl.envs.inventory.simulator import Scenario
@@ -14,7 +16,7 @@ from decisionrl.evaluation.inventory import evaluate_on_series
 from decisionrl.experience.scenarios import FiniteScenarios, WindowedScenarios
 from decisionrl.policies.quantile import QuantileForecaster
 from decisionrl.recipes.forecaster import forecast_horizons
-from decisionrl.recipes.hdpo import hdpo
+from decisionrl.recipes.hdpo import dev_evaluation, hdpo
 from decisionrl.recipes.inventory_policies import ORACLES, UNTRAINED, build_policy
 from decisionrl.trainer import Trainer
 
@@ -109,6 +111,21 @@ def test_resumed_training_is_bit_identical(tmp_path: Path) -> None:
     second.fit(6)
     for a, b in zip(whole.policy.parameters(), second.policy.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_best_weights_on_dev_are_kept_and_a_forecaster_is_recorded_by_its_weights(tmp_path: Path) -> None:
+    setting = small(ONE_STORE, items=5)
+    simulator = make_simulator(setting)
+    options = quick("fixed_quantile", setting)
+    experiment = hdpo(setting=setting, policy="fixed_quantile", steps=6, batch=4, policy_options=options)
+    evaluate = dev_evaluation(setting, simulator, every=2)
+    Trainer(experiment, callbacks=[evaluate], out=tmp_path / "run").fit(6)
+    load_weights(experiment.policy, tmp_path / "run" / "best.safetensors")
+    result = evaluate_on_series({"best": experiment.policy}, setting, simulator, split="dev")
+    assert result["best"].mean == evaluate.best
+    recorded = json.loads((tmp_path / "run" / "config.json").read_text())["policy_options"]["forecaster"]
+    again = hdpo(setting=setting, policy="fixed_quantile", policy_options=quick("fixed_quantile", setting))
+    assert recorded == again.config["policy_options"]["forecaster"]
 
 
 def test_time_may_differ_by_scenario() -> None:

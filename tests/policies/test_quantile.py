@@ -142,6 +142,18 @@ def test_echelon_level_is_the_sum_over_the_stores_behind_the_fastest_lanes() -> 
     assert bool((rule(observation)[:, slow] == 0).all())
 
 
+def test_other_lanes_may_be_chosen() -> None:
+    network = two_warehouses()
+    names = [edge.name for edge in network.edges]
+    lanes = [names.index("w0->s0"), names.index("w0->s1"), names.index("w1->s2")]
+    rule = QuantileNewsvendor(network, forecaster(3, 4, 5, 6, 8), lanes=lanes)
+    orders = rule(observe(Simulator(network), slots=0.5))
+    assert bool((orders[:, lanes] > 0).any(0).all())
+    assert bool((orders[:, names.index("w1->s1")] == 0).all())
+    with pytest.raises(ValueError, match="one edge into each of the 3 stores"):
+        JustInTime(network, lanes=lanes[::-1])
+
+
 def test_missing_horizon_and_missing_history_are_named() -> None:
     with pytest.raises(ValueError, match=r"horizons = \[2\].*needed: \[3\]"):
         forecaster(2).check_horizons([2, 3])

@@ -175,9 +175,10 @@ class _Route(nn.Module):
 class _OrderUpToQuantile(nn.Module):
     """Order up to a forecast quantile of the demand until the next order could arrive.
 
-    A store orders (Q_s(u_s, L_s + 1) - position)^+ over one lane, with lead time L_s, where Q_s(u, h) is the u-quantile of its demand over the next h periods. A warehouse with lead time L_w orders from
-    outside so that its echelon (itself and the stores it feeds) reaches sum_s Q_s(v_s, L_w + L_s + 1). Scarce
-    stock is rationed in proportion to the orders. Subclasses say which quantiles u (stores) and v (echelons).
+    A store orders (Q_s(u_s, L_s + 1) - position)^+ over one lane, with lead time L_s, where Q_s(u, h) is the
+    u-quantile of its demand over the next h periods. A warehouse with lead time L_w orders from outside so that
+    its echelon (itself and the stores it feeds) reaches sum_s Q_s(v_s, L_w + L_s + 1). Scarce stock is rationed
+    in proportion to the orders. Subclasses say which quantiles u (stores) and v (echelons).
 
     The forecaster is not trained along with the rule: its weights are frozen, but saved and moved with it.
     """
@@ -304,10 +305,11 @@ class JustInTime(nn.Module):
     """Knows demand and orders it to arrive in the period it falls: every sale is made and nothing is ever held.
 
     No policy that uses the same lanes earns more; over cheaper lanes it might. A store orders the demand of
-    period t + L_s over its lane (default: the fastest, as in the paper's released code); its warehouse the demand of its stores in
-    period t + L_w + L_s. Beyond the end of the data the last period's demand is repeated. Not admissible: needs
-    ``Observation.future``, and shipments are not rationed to the stock on hand, which is less than the stores
-    order until the first supplies have arrived, and where customers return goods (negative demand).
+    period t + L_s over its lane (default: the fastest, as in the paper's released code); its warehouse orders the
+    demand of its stores in period t + L_w + L_s. Beyond the end of the data the last period's demand is repeated.
+    Not admissible: needs ``Observation.future``, and shipments are not rationed to the stock on hand, which is
+    less than the stores order until the first supplies have arrived, and where customers return goods (negative
+    demand).
     """
 
     admissible = False

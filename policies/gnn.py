@@ -157,7 +157,7 @@ class InventoryGNN(nn.Module):
             return self.node_scale, self.edge_scale
         assert observation.past_demand is not None
         node, edge = self.flow(observation.past_demand)
-        return node, torch.cat([edge, node[..., self._keepers]], -1)
+        return node, torch.cat([edge, node @ self.keeper.T], -1)
 
     def features(self, observation: Observation, node_scale: Tensor) -> tuple[Tensor, Tensor]:
         """By node, nodes first: what changes every period [nodes, ..., D] and what does not [nodes, ..., S]."""

@@ -126,7 +126,7 @@ def forecast_horizons(setting: Setting) -> list[int]:
     """Horizons that newsvendor rules for the setting may need, in periods.
 
     L + 1 for each lane into a store and L_w + L + 1 for its share of the echelon of the warehouse behind it;
-    for every lead time that occurs, where they vary by scenario.
+    for every lead time of lanes that occurs, where they vary by scenario.
     """
     network, varying = setting.network, setting.lead_time_range
     inlet = {j: e for e, (i, j) in enumerate(zip(network.edge_source, network.edge_destination, strict=True)) if i < 0}
@@ -137,7 +137,7 @@ def forecast_horizons(setting: Setting) -> list[int]:
         for lead in range(varying[0], varying[1] + 1) if varying else [network.lead_times[edge]]:
             needed.add(lead + 1)
             if behind >= 0:
-                needed.add((lead if varying else network.lead_times[inlet[behind]]) + lead + 1)
+                needed.add(network.lead_times[inlet[behind]] + lead + 1)
     return sorted(needed)
 
 

@@ -89,7 +89,7 @@ def hdpo(
             redraw_every=redraw_every,
         )
     elif protocol == "windows":
-        periods = periods or default_periods(chosen)
+        periods = periods or default_window(chosen)
         batch = batch or max(16, 256 // chosen.network.num_stores)
         source = WindowedScenarios(
             chosen,
@@ -148,11 +148,21 @@ def dev_evaluation(setting: Setting, simulator: Simulator, *, every: int) -> Eva
 
 def default_periods(setting: Setting) -> int:
     """Twice the longest way from the supplier to a customer plus one period, between 16 and 40."""
+    return min(40, max(16, 2 * (longest_way(setting) + 1)))
+
+
+def default_window(setting: Setting) -> int:
+    """Columns of a window: twice the longest way plus one period, between 16 and 40, within the training split."""
+    return min(40, max(16, 2 * (longest_way(setting) + 1)), setting.phases["train"].periods)
+
+
+def longest_way(setting: Setting) -> int:
+    """Periods from the supplier to a customer over the slowest lanes."""
     network = setting.network
     arrival = [0] * network.num_nodes
     for i, j, lead in zip(network.edge_source, network.edge_destination, network.lead_times, strict=True):
         arrival[j] = max(arrival[j], lead + (arrival[i] if i >= 0 else 0))
-    return min(40, max(16, 2 * (max(arrival) + 1)))
+    return max(arrival)
 
 
 def money_unit(setting: Setting) -> float:

@@ -142,7 +142,7 @@ class InventoryGNN(nn.Module):
         )
         self.output = mlp(width, (width, width), 1)
         with torch.no_grad():
-            self.output[-1].bias.fill_(output_bias)  # type: ignore[operator,union-attr]
+            self.output[-1].bias.fill_(output_bias)  # type: ignore[operator]
         self.skip_from = nn.Linear(dynamic, 1, bias=False) if skip else None
         self.skip_to = nn.Linear(dynamic, 1, bias=False) if skip else None
         for layer in (self.skip_from, self.skip_to):
@@ -177,7 +177,7 @@ class InventoryGNN(nn.Module):
         dynamic = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         p = observation.parameters
         into = p.edge_cost @ self.to_node[: self._real]
-        costs = torch.stack(torch.broadcast_tensors(p.holding_cost, p.underage_cost, into), -1)
+        costs = torch.stack(torch.broadcast_tensors(p.holding_cost, p.underage_cost, into), -1)  # type: ignore[no-untyped-call]
         fixed = (costs / self.cost_scale).movedim(-2, 0)
         if self.static.shape[1]:
             fixed = torch.cat([fixed, _insert(self.static, fixed.ndim).expand(*fixed.shape[:-1], -1)], -1)

@@ -23,6 +23,10 @@ from decisionrl.recipes.inventory_policies import build_policy
 from decisionrl.recipes.schedules import one_cycle
 from decisionrl.seeding import generator
 
+WINDOW_LANES = {"gnn": 16}
+"""Scenarios side by side on windows of a network's series where they are not 64: a graph network does more work
+for each and learns from fewer."""
+
 METADATA = {
     "title": "Hindsight differentiable policy optimisation for inventory networks",
     "arxiv": "2306.11246",
@@ -58,8 +62,8 @@ def hdpo(
     which the last one ended. "windows" (default for series): the same over windows of the training columns,
     which each lane walks through. "finite": shuffled mini-batches of the training split, each from its own
     initial stock. batch, periods: default twice the longest lead time to a customer (16 to 40 periods), and 256
-    scenarios when continuing, 256 scenario-stores (at least 16 scenarios) on windows; the setting's own when
-    finite. overrides: fields of the setting, see :func:`decisionrl.envs.inventory.setting.load_setting`. For
+    scenarios when continuing, on windows 64 (``WINDOW_LANES``) or as many as make 256 series; the setting's own
+    when finite. overrides: fields of the setting, see :func:`decisionrl.envs.inventory.setting.load_setting`. For
     series, add :func:`dev_evaluation` to the trainer's callbacks to keep the weights that do best on the dev
     columns. Raises SettingError, DemandError, or ValueError for an option that does not fit or a policy that
     has nothing to train.
@@ -90,7 +94,7 @@ def hdpo(
         )
     elif protocol == "windows":
         periods = periods or default_window(chosen)
-        batch = batch or max(16, 256 // chosen.network.num_stores)
+        batch = batch or max(WINDOW_LANES.get(policy, 64), 256 // chosen.network.num_stores)
         source = WindowedScenarios(
             chosen,
             simulator,

@@ -91,7 +91,11 @@ def test_a_given_forecaster_leaves_nothing_to_train_it_by() -> None:
 
 def test_series_are_trained_on_windows_unless_told_otherwise() -> None:
     setting = small(ONE_STORE, items=3)
-    assert isinstance(hdpo(setting=setting, policy="data_driven_net").source, WindowedScenarios)
+    windows = hdpo(setting=setting, policy="data_driven_net")
+    assert isinstance(windows.source, WindowedScenarios)
+    assert (windows.config["batch"], windows.config["periods"]) == (256, 16)
+    network = hdpo(setting=small(STORES_21, items=3), policy="gnn")
+    assert (network.config["batch"], network.config["periods"]) == (16, 20)
     finite = hdpo(setting=setting, policy="data_driven_net", protocol="finite")
     assert isinstance(finite.source, FiniteScenarios)
     assert finite.config["protocol"] == "finite"

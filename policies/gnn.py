@@ -19,6 +19,7 @@ from decisionrl.policies import feasibility
 from decisionrl.policies.mlp import elu, mlp, on_rows
 from decisionrl.policies.topology import (
     Observation,
+    RecentFlow,
     Topology,
     echelon_share,
     order_up_to_levels,
@@ -75,6 +76,7 @@ class InventoryGNN(nn.Module):
         width: int = 32,
         rounds: int | None = None,
         scaled: bool = True,
+        recent_floor: float | None = None,
         skip: bool = True,
         echelon: bool = True,
         output_bias: float = 1.0,
@@ -103,6 +105,10 @@ class InventoryGNN(nn.Module):
         self.register_buffer("source", start[: self._read], persistent=False)
         self.register_buffer("ship_all", vector(topology.must_ship_all))
         self._any_must = any(topology.must_ship_all)
+        self._keepers = keepers
+        if recent_floor is not None and (history < 1 or not scaled):
+            raise ValueError(f"recent_floor = {recent_floor}; valid: None without past demand or with scaled = False")
+        self.flow = None if recent_floor is None else RecentFlow(topology, floor=recent_floor)
         self.register_buffer("node_scale", vector(node_scale) if scaled else torch.ones(n))
         keep_scale = [node_scale[node] for node in keepers]
         scales = [*edge_scale, *keep_scale] if scaled else [1.0] * (len(edge_scale) + len(keepers))
@@ -112,8 +118,10 @@ class InventoryGNN(nn.Module):
         self.echelon = echelon
         if skip and not echelon:
             raise ValueError("skip starts from echelon order-up-to rules and needs echelon = True")
+        flow = vector(node_scale)
+        levels = order_up_to_levels(topology, node_scale) / flow  # in periods of mean flow
         self.register_buffer("echelon_share", echelon_share(topology))
-        self.register_buffer("levels", order_up_to_levels(topology, node_scale))
+        self.register_buffer("levels", levels if scaled else flow * levels)
 
         static = torch.zeros(n, 0)
         if demand_mean is not None and demand_std is not None:
@@ -187,7 +195,8 @@ class InventoryGNN(nn.Module):
             return torch.addmm(torch.mm(self.starts[:edges], source), self.ends[:edges], destination)
 
         def act(observation: Observation) -> Tensor:
-            dynamic = self.dynamic_features(observation)
+            node_scale, wish_scale = self.scales(observation)
+            dynamic = self.dynamic_features(observation, node_scale)
             shape = dynamic.shape[1:-1]
             rows = dynamic.reshape(-1, dynamic.shape[-1])
             x = torch.mm(rows, dynamic_weight).view(n, *shape, width)
@@ -207,7 +216,7 @@ class InventoryGNN(nn.Module):
                 source, destination = torch.mm(rows, skip).view(n, -1, 2).unbind(-1)
                 wish = torch.addmm(wish, self.starts[: self._read], source)
                 wish = torch.addmm(wish, self.ends[: self._read], destination)
-            wanted = nn.functional.softplus(wish.t()).view(*shape, self._read) * self.edge_scale
+            wanted = nn.functional.softplus(wish.t()).view(*shape, self._read) * wish_scale
             if self._warehouses == 0:
                 return wanted
             shared = feasibility.proportional(
@@ -217,20 +226,32 @@ class InventoryGNN(nn.Module):
 
         return act
 
-    def dynamic_features(self, observation: Observation) -> Float[Tensor, "nodes *batch D"]:
-        """What changes every period: pipelines, past demand, time."""
+    def scales(self, observation: Observation) -> tuple[Tensor, Tensor]:
+        """The units that quantities are measured in: of nodes [..., nodes], of orders and keeping [..., wishes]."""
+        if self.flow is None:
+            return self.node_scale, self.edge_scale
+        assert observation.past_demand is not None
+        node, edge = self.flow(observation.past_demand)
+        return node, torch.cat([edge, node[..., self._keepers]], -1)
+
+    def dynamic_features(self, observation: Observation, node_scale: Tensor) -> Float[Tensor, "nodes *batch D"]:
+        """What changes every period: pipelines, past demand, time, echelon positions."""
         slots = torch.stack(observation.slots, -1).movedim(-2, 0)
-        scale = _insert(self.node_scale[:, None], slots.ndim)
+        scale = _insert(node_scale.movedim(-1, 0)[..., None], slots.ndim)
         parts = [slots / scale - 1.0 if self.scaled else slots]
         if observation.past_demand is not None and self.history:
-            past = observation.past_demand.movedim(-2, 0) / scale[self._warehouses :]
-            warehouses = past.new_zeros(self._warehouses, *past.shape[1:])
-            parts.append(torch.cat([warehouses, past]))
+            if self.flow is None:
+                past = observation.past_demand.movedim(-2, 0) / scale[self._warehouses :]
+                warehouses = past.new_zeros(self._warehouses, *past.shape[1:])
+                parts.append(torch.cat([warehouses, past]))
+            else:
+                by_node = observation.past_demand.transpose(-1, -2) @ self.flow.by_node
+                parts.append(by_node.movedim(-1, 0) / scale - 1.0)
             if observation.time is not None:
                 parts.append(observation.time.expand(*slots.shape[:-1], -1))
         if self.echelon:
             position = (self.echelon_share @ slots.sum(-1).flatten(1)).view(slots.shape[:-1])[..., None]
-            parts.append((position - _insert(self.levels[:, None], slots.ndim)) / scale)
+            parts.append(position / scale - _insert(self.levels[:, None], slots.ndim))
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def static_features(self, parameters: Any) -> Float[Tensor, "nodes *batch S"]:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Topology(Protocol):
@@ -77,6 +77,32 @@ class Observation(Protocol):
     def future(self) -> Tensor | None: ...
 
 
+class RecentFlow(nn.Module):
+    """Recent mean throughput of each node and edge in units, from each scenario's own past demand.
+
+    A store's is the mean of its past demands, at least ``floor`` units; the others follow upstream, needs being
+    split evenly over suppliers. Networks that see and order everything in these units are scale-equivariant.
+    """
+
+    by_node: Tensor
+    by_edge: Tensor
+
+    def __init__(self, topology: Topology, *, floor: float = 1.0) -> None:
+        super().__init__()
+        if not floor > 0:
+            raise ValueError(f"floor = {floor}; valid: a positive number of units")
+        self.floor = floor
+        by_node, by_edge = flow_matrices(topology)
+        self.register_buffer("by_node", by_node, persistent=False)
+        self.register_buffer("by_edge", by_edge, persistent=False)
+
+    def forward(
+        self, past_demand: Float[Tensor, "... stores history"]
+    ) -> tuple[Float[Tensor, "... nodes"], Float[Tensor, "... edges"]]:
+        store = past_demand.mean(-1).clamp(min=self.floor)
+        return store @ self.by_node, store @ self.by_edge
+
+
 def source_matrix(topology: Topology) -> Float[Tensor, "edges nodes"]:
     """1 where edge e ships from node n; rows of edges from the supplier are zero."""
     matrix = torch.zeros(topology.num_edges, topology.num_nodes)
@@ -123,6 +149,28 @@ def order_up_to_levels(topology: Topology, node_scale: Sequence[float], cover: f
         lead[j] = max(float(lead[j]), float(time))
     flow = vector(node_scale)
     return echelon_share(topology) @ (lead * flow) + cover * flow
+
+
+def fastest_lanes(topology: Topology) -> list[int]:
+    """For each store its incoming edge with the smallest lead time (the first of equals)."""
+    best: dict[int, int] = {}
+    for edge, node in enumerate(topology.edge_destination):
+        if node not in best or topology.lead_times[edge] < topology.lead_times[best[node]]:
+            best[node] = edge
+    return [best[node] for node in range(topology.num_warehouses, topology.num_nodes)]
+
+
+def flow_matrices(topology: Topology) -> tuple[Float[Tensor, "stores nodes"], Float[Tensor, "stores edges"]]:
+    """Throughput of nodes and edges per unit of each store's demand, needs split evenly over suppliers."""
+    stores = topology.num_stores
+    node, edge = torch.zeros(stores, topology.num_nodes), torch.zeros(stores, topology.num_edges)
+    node[:, topology.num_warehouses :] = torch.eye(stores)
+    for e in reversed(range(topology.num_edges)):  # destinations come after their sources
+        destination, source = topology.edge_destination[e], topology.edge_source[e]
+        edge[:, e] = node[:, destination] / list(topology.edge_destination).count(destination)
+        if source >= 0:
+            node[:, source] += edge[:, e]
+    return node, edge
 
 
 def vector(values: Iterable[float]) -> Tensor:

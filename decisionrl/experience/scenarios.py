@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from decisionrl.envs.inventory.scenarios import fresh_scenarios, initial_slots, take
+from decisionrl.envs.inventory.scenarios import fresh_scenarios, initial_slots, series_scenarios, take
 from decisionrl.envs.inventory.setting import Setting
-from decisionrl.envs.inventory.simulator import Scenario, Simulator, Slots
+from decisionrl.envs.inventory.simulator import Parameters, Scenario, Simulator, Slots
 from decisionrl.learner import Update
 
 
@@ -123,3 +125,116 @@ class FiniteScenarios:
         self._order = state["order"].to(self.generator.device)
         self._position = state["position"]
         self.generator.set_state(state["generator"])
+
+
+class WindowedScenarios:
+    """Windows of the training columns of finite series, each lane walking on with the stock it ended with.
+
+    A lane is one item at one column. It moves on by ``periods`` columns after every rollout, and at the end of
+    the training columns to a random item and column, its pipeline scaled by the ratio of the two recent mean
+    demands: rollouts then see the states that the policy itself visits, without a warm-up in every one. Every
+    ``redraw_every`` samples a share ``redraw`` of the lanes is replaced: another item and column, and a random
+    pipeline of up to twice the recent mean demand in each slot. So is, at once, every lane in which some node
+    holds more than ``runaway`` times its recent mean demand over the longest lead time.
+
+    Costs, lead times and the calendar go with the item and the column. ``Update.carry`` brings the final
+    pipeline back.
+    """
+
+    steps_per_sample = 1
+
+    def __init__(
+        self,
+        setting: Setting,
+        simulator: Simulator,
+        *,
+        batch: int,
+        periods: int,
+        generator: torch.Generator,
+        redraw: float = 0.125,
+        redraw_every: int = 10,
+        runaway: float = 20.0,
+    ) -> None:
+        if not 0 <= redraw <= 1:
+            raise ValueError(f"redraw = {redraw}; valid: a share of the lanes, 0 to 1")
+        self.simulator, self.batch, self.periods, self.generator = simulator, batch, periods, generator
+        self.redraw_every, self._redrawn, self._runaway = redraw_every, round(redraw * batch), runaway
+        everything = series_scenarios(setting, simulator, "train")
+        assert everything.time is not None
+        self._demand, self._time, self._parameters = everything.demand, everything.time, everything.parameters
+        self._history, self._items = everything.history, everything.batch
+        self._starts = everything.periods - periods + 1
+        if self._starts < 1:
+            raise ValueError(f"periods = {periods}; valid: 1 to {everything.periods}, the training periods")
+        flow = [setting.network.flow_scale(row)[0] for row in np.eye(setting.network.num_stores)]
+        self._flow = torch.as_tensor(np.array(flow), device=simulator.device, dtype=simulator.dtype)
+        self._samples = 0
+        self._item, self._column = self._random(batch)
+        self._slots: Slots = self._random_slots(self._item, self._column)
+
+    def sample(self) -> Scenario:
+        if self._redrawn and self._samples and self._samples % self.redraw_every == 0:
+            # The lanes are replaced in turn.
+            first = self._samples // self.redraw_every * self._redrawn
+            lanes = torch.arange(self.batch, device=self.simulator.device)
+            self._replace((lanes - first) % self.batch < self._redrawn)
+        self._samples += 1
+        rows = torch.arange(self._history + self.periods, device=self.simulator.device)[:, None] + self._column
+        return Scenario(
+            slots=self._slots,
+            demand=self._demand[rows, self._item],
+            parameters=Parameters(*(v[self._item] if v.ndim > 1 else v for v in self._parameters)),
+            history=self._history,
+            time=self._time[rows[: self.periods]],
+        )
+
+    def observe(self, update: Update, /) -> None:
+        self._slots, before = update.carry, self._item
+        self._column = self._column + self.periods
+        over = self._column >= self._starts
+        last = self._recent(before, self._column)
+        item, column = self._random(self.batch)
+        self._item, self._column = torch.where(over, item, before), torch.where(over, column, self._column)
+        ratio = torch.where(over[:, None], self._recent(self._item, self._column) / last, 1.0)
+        self._slots = tuple(slot * ratio for slot in self._slots)
+        limit = self._runaway * (self.simulator.num_slots + 1) * self._recent(self._item, self._column)
+        self._replace((torch.stack(self._slots).sum(0).abs() > limit).any(-1))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "item": self._item,
+            "column": self._column,
+            "slots": list(self._slots),
+            "samples": self._samples,
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        device = self.simulator.device
+        self._item, self._column = state["item"].to(device), state["column"].to(device)
+        self._slots = tuple(slot.to(device) for slot in state["slots"])
+        self._samples = state["samples"]
+        self.generator.set_state(state["generator"])
+
+    def _random(self, count: int) -> tuple[Tensor, Tensor]:
+        """Random items and start columns (of the periods after the history)."""
+        device = self.simulator.device
+        item = torch.randint(self._items, (count,), generator=self.generator, device=device)
+        return item, torch.randint(self._starts, (count,), generator=self.generator, device=device)
+
+    def _recent(self, item: Tensor, column: Tensor) -> Tensor:
+        """[lanes, nodes] mean flow over the history before each lane's column, at least one unit for a store."""
+        rows = torch.arange(self._history, device=self.simulator.device)[:, None] + column
+        return self._demand[rows, item].mean(0).clamp(min=1.0) @ self._flow
+
+    def _random_slots(self, item: Tensor, column: Tensor) -> Slots:
+        shape = (self.simulator.num_slots, len(item), 1)
+        multiple = torch.rand(shape, generator=self.generator, device=self.simulator.device, dtype=self.simulator.dtype)
+        return tuple((2 * multiple * self._recent(item, column)).unbind(0))
+
+    def _replace(self, which: Tensor) -> None:
+        """Another item, column and random pipeline for some lanes."""
+        item, column = self._random(self.batch)
+        self._item, self._column = torch.where(which, item, self._item), torch.where(which, column, self._column)
+        fresh = self._random_slots(self._item, self._column)
+        self._slots = tuple(torch.where(which[:, None], new, old) for new, old in zip(fresh, self._slots, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,22 +12,23 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from decisionrl.callbacks import LearningRateSchedule
+from decisionrl.callbacks import Evaluate, LearningRateSchedule
 from decisionrl.envs.inventory.scenarios import make_simulator, paper_scenarios, take
 from decisionrl.envs.inventory.setting import Setting, load_setting
-from decisionrl.envs.inventory.simulator import Simulator
+from decisionrl.envs.inventory.simulator import Policy, Simulator
+from decisionrl.evaluation.inventory import evaluate_on_series
 from decisionrl.evaluation.measure import measure, measure_on_series
 from decisionrl.evaluation.references import Reference, reference
-from decisionrl.experience.scenarios import ContinuingScenarios, FiniteScenarios
+from decisionrl.experience.scenarios import ContinuingScenarios, FiniteScenarios, WindowedScenarios
 from decisionrl.experiment import Experiment
 from decisionrl.learner import GradientLearner
-from decisionrl.names import pick
 from decisionrl.objectives.pathwise import Pathwise
 from decisionrl.recipes.hdpo_paper import paper_learning_rate, paper_options
-from decisionrl.recipes.inventory_policies import BUILDERS, Build
+from decisionrl.recipes.inventory_policies import build_policy
+from decisionrl.recipes.schedules import one_cycle
 from decisionrl.seeding import generator
 
-Protocol = Literal["continuing", "finite", "paper"]
+Protocol = Literal["continuing", "windows", "finite", "paper"]
 
 LEARNING_RATES = {"gnn": 0.003} | dict.fromkeys(
     ("base_stock", "capped_base_stock", "echelon_stock", "store_base_stock", "water_filling"), 0.1
@@ -36,6 +38,10 @@ a handful of levels take a larger one."""
 
 SCENARIO_PERIODS = 8192
 """Scenarios x periods of one update of the continuing protocol."""
+
+WINDOW_LANES = {"gnn": 16}
+"""Scenarios side by side on windows of a network's series where they are not 64: a graph network does more work
+for each and learns from fewer."""
 
 METADATA = {
     "title": "Hindsight differentiable policy optimisation for inventory networks",
@@ -73,18 +79,21 @@ def hdpo(
 
     - "continuing" (default for stationary demand): short rollouts on fresh demand from the stock in which the
       last one ended; one-cycle learning rate over ``steps``.
-    - "finite" (default for series): shuffled mini-batches of a fixed training set, each rollout from its own
-      initial stock; one-cycle learning rate. ``train_scenarios`` limits the set.
+    - "windows" (default for series): the same over windows of the training columns, which each lane walks through.
+      Add :func:`dev_evaluation` to the trainer's callbacks to keep the weights that do best on the dev columns.
+    - "finite": shuffled mini-batches of a fixed training set, each rollout from its own initial stock; one-cycle
+      learning rate. ``train_scenarios`` limits the set.
     - "paper": the fixed set, batch, horizon, networks in raw units and constant learning rate of the released
       code (see :mod:`decisionrl.recipes.hdpo_paper`).
 
-    batch, periods: by default rollouts of eight times the longest way to a customer (32 to 128 periods) of as
-    many scenarios as make 8,192 scenario-periods (at least 64) when continuing, the setting's own otherwise.
-    overrides: fields of the setting, see :func:`decisionrl.envs.inventory.setting.load_setting`. Raises
-    SettingError, DemandError, or ValueError for an option that does not fit.
+    batch, periods: by default, when continuing, rollouts of eight times the longest way to a customer (32 to 128
+    periods) of as many scenarios as make 8,192 scenario-periods (at least 64); on windows, twice the longest way
+    and 64 scenarios (``WINDOW_LANES``) or as many as make 256 series; the setting's own otherwise. overrides:
+    fields of the setting, see :func:`decisionrl.envs.inventory.setting.load_setting`. Raises SettingError,
+    DemandError, or ValueError for an option that does not fit or a policy that has nothing to train.
     """
     chosen = setting if isinstance(setting, Setting) else load_setting(setting, overrides, data=data)
-    protocol = protocol or ("finite" if chosen.is_series else "continuing")
+    protocol = protocol or ("windows" if chosen.is_series else "continuing")
     if protocol not in get_args(Protocol):
         raise ValueError(f"protocol = {protocol!r}; valid: {', '.join(get_args(Protocol))}")
     simulator = make_simulator(chosen, device=device, dtype=dtype)
@@ -93,15 +102,31 @@ def hdpo(
         options = {**paper_options(chosen, policy), **options}
         learning_rate = learning_rate or paper_learning_rate(chosen, policy)
     learning_rate = learning_rate or LEARNING_RATES.get(policy, 0.01)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(seed, "weights").initial_seed())
-        actor = pick("policy", policy, BUILDERS)(Build(chosen, simulator), **options).to(device, dtype)
+    actor = build_policy(policy, chosen, simulator, options=options, seed=seed)
+    trainable = [parameter for parameter in actor.parameters() if parameter.requires_grad]
+    if not trainable:
+        raise ValueError(
+            f"policy = {policy!r} has nothing to train; build it with "
+            "decisionrl.recipes.inventory_policies.build_policy and evaluate it as it is"
+        )
     rng = generator(seed, "scenarios", device)
-    source: ContinuingScenarios | FiniteScenarios
+    source: ContinuingScenarios | WindowedScenarios | FiniteScenarios
     if protocol == "continuing":
         periods = periods or default_periods(chosen)
         batch = batch or max(64, SCENARIO_PERIODS // periods)
         source = ContinuingScenarios(
+            chosen,
+            simulator,
+            batch=batch,
+            periods=periods,
+            generator=rng,
+            redraw=redraw,
+            redraw_every=redraw_every,
+        )
+    elif protocol == "windows":
+        periods = periods or default_window(chosen)
+        batch = batch or max(WINDOW_LANES.get(policy, 64), 256 // chosen.network.num_stores)
+        source = WindowedScenarios(
             chosen,
             simulator,
             batch=batch,
@@ -119,14 +144,15 @@ def hdpo(
     learner = GradientLearner(
         actor,
         Pathwise(simulator, unit=1.0 if protocol == "paper" else money_unit(chosen), compile=compile),
-        torch.optim.Adam(actor.parameters(), lr=learning_rate, fused=True),
+        torch.optim.Adam(trainable, lr=learning_rate, fused=True),
         clip_norm=None if protocol == "paper" and policy != "gnn" else clip_norm,
     )
     schedule = () if protocol == "paper" else (LearningRateSchedule(one_cycle(steps, learning_rate)),)
     config = {
         "recipe": "hdpo",
-        "setting": chosen.name if not isinstance(setting, Path) else str(setting),
+        "setting": chosen.name if isinstance(setting, Setting) else str(setting),
         "policy": policy,
+        "policy_options": {name: _plain(value) for name, value in (policy_options or {}).items()},
         "steps": steps,
         "protocol": protocol,
         "batch": batch,
@@ -136,7 +162,6 @@ def hdpo(
         "clip_norm": clip_norm,
         "redraw": redraw,
         "redraw_every": redraw_every,
-        "policy_options": dict(policy_options or {}),
         "overrides": dict(overrides or {}),
         "data": None if data is None else str(data),
         "seed": seed,
@@ -197,17 +222,37 @@ class Evaluator:
         return result
 
 
+def dev_evaluation(setting: Setting, simulator: Simulator, *, every: int) -> Evaluate:
+    """Measures ``dev/cost`` on the dev columns of a setting of series and keeps the best weights in the run's
+    directory: read them with ``load_weights(policy, out / "best.safetensors")``."""
+
+    def measure(policy: Policy) -> dict[str, float]:
+        return {"cost": evaluate_on_series({"policy": policy}, setting, simulator, split="dev")["policy"].mean}
+
+    return Evaluate(measure, every, name="dev", keep_best="dev/cost")
+
+
 def default_periods(setting: Setting) -> int:
     """Eight times the longest way from the supplier to a customer, between 32 and 128.
 
     Orders near the end of a rollout have their costs outside it. On the serial system, where a unit travels 13
     periods, that biases levels by a cost of 0.5 % at 30 periods and 0.02 % at 100.
     """
+    return min(128, max(32, 8 * longest_way(setting)))
+
+
+def default_window(setting: Setting) -> int:
+    """Columns of a window: twice the longest way plus one period, between 16 and 40, within the training split."""
+    return min(40, max(16, 2 * (longest_way(setting) + 1)), setting.phases["train"].periods)
+
+
+def longest_way(setting: Setting) -> int:
+    """Periods from the supplier to a customer over the slowest lanes."""
     network = setting.network
     arrival = [0] * network.num_nodes
     for i, j, lead in zip(network.edge_source, network.edge_destination, network.lead_times, strict=True):
         arrival[j] = max(arrival[j], lead + (arrival[i] if i >= 0 else 0))
-    return min(128, max(32, 8 * max(arrival)))
+    return max(arrival)
 
 
 def money_unit(setting: Setting) -> float:
@@ -219,10 +264,11 @@ def money_unit(setting: Setting) -> float:
     return mean * (sum(node.holding_cost for node in stores) / len(stores)) / 5 or 1.0
 
 
-def one_cycle(steps: int, learning_rate: float) -> Any:
-    """The schedule factory: up to the peak over 30 % of the steps, then down to almost nothing."""
-
-    def factory(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=learning_rate, total_steps=steps + 1)
-
-    return factory
+def _plain(value: Any) -> Any:
+    """An option as a config holds it: a module, such as a trained forecaster, by a digest of its weights."""
+    if not isinstance(value, nn.Module):
+        return value
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in value.state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return f"{type(value).__name__} {digest.hexdigest()}"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from torch import nn
 from decisionrl.envs.inventory.setting import Setting
 from decisionrl.envs.inventory.simulator import Simulator
 from decisionrl.evaluation.references import transshipment_bound
+from decisionrl.names import pick
+from decisionrl.policies.data_driven import DataDrivenNet
 from decisionrl.policies.gnn import InventoryGNN
 from decisionrl.policies.inventory_rules import (
     BalancedAllocation,
@@ -23,14 +26,26 @@ from decisionrl.policies.inventory_rules import (
     StoreAndWarehouseBaseStock,
 )
 from decisionrl.policies.mlp import InventoryMLP
+from decisionrl.policies.quantile import (
+    FixedQuantile,
+    JustInTime,
+    QuantileForecaster,
+    QuantileNewsvendor,
+    ReturnsNewsvendor,
+    TransformedNewsvendor,
+)
+from decisionrl.policies.topology import fastest_lanes
+from decisionrl.recipes.forecaster import forecast_horizons, train_forecaster
+from decisionrl.seeding import generator
 
 
 @dataclass(frozen=True)
 class Build:
-    """What a builder may use: the setting and its simulator."""
+    """What a builder may use: the setting, its simulator, and a seed for what it trains itself (forecasters)."""
 
     setting: Setting
     simulator: Simulator
+    seed: int = 0
 
     @property
     def store_means(self) -> np.ndarray:
@@ -69,6 +84,7 @@ class Build:
 
 
 Builder = Callable[..., nn.Module]
+Lane = Literal["fastest", "cheapest"]
 
 
 def mlp(build: Build, *, hidden: Sequence[int] | None = None, scaled: bool = True, **options: Any) -> nn.Module:
@@ -89,8 +105,10 @@ def mlp(build: Build, *, hidden: Sequence[int] | None = None, scaled: bool = Tru
 
 
 def gnn(build: Build, **options: Any) -> nn.Module:
-    """Message passing over the network."""
+    """Message passing over the network; series are measured in units of their own recent demand."""
     setting, network = build.setting, build.setting.network
+    if setting.is_series and options.get("scaled", True):
+        options.setdefault("recent_floor", 1.0)
     show_moments = network.num_stores > 1 and not setting.is_series
     return InventoryGNN(
         network,
@@ -171,6 +189,81 @@ def water_filling(build: Build) -> nn.Module:
     )
 
 
+def data_driven_net(build: Build, **options: Any) -> nn.Module:
+    """The network over everything that a setting of series shows."""
+    network = build.setting.network
+    return DataDrivenNet(
+        network,
+        num_slots=build.simulator.num_slots,
+        history=build.setting.history,
+        cost_scale=(max(build.store_holding.max(), 1e-6), max(build.underage.max(), 1e-6)),
+        **options,
+    )
+
+
+def quantile_nv(build: Build, *, lane: Lane = "fastest", **options: Any) -> nn.Module:
+    """The newsvendor quantile of the forecast, over each store's "fastest" or "cheapest" lane.
+
+    forecaster (an option): a trained one; without it one is trained, and kept for the process, by
+    :func:`decisionrl.recipes.forecaster.train_forecaster` with the options that are left.
+    """
+    forecaster = _forecaster(build, options)
+    return QuantileNewsvendor(build.setting.network, forecaster, lanes=_lanes(build, lane))
+
+
+def returns_nv(build: Build, *, lane: Lane = "fastest", **options: Any) -> nn.Module:
+    """The newsvendor quantile with free returns (inadmissible); options as for quantile_nv."""
+    forecaster = _forecaster(build, options)
+    return ReturnsNewsvendor(build.setting.network, forecaster, lanes=_lanes(build, lane))
+
+
+def fixed_quantile(build: Build, *, lane: Lane = "fastest", quantile: float = 0.7, **options: Any) -> nn.Module:
+    """One learned quantile, starting from ``quantile``; other options as for quantile_nv."""
+    forecaster = _forecaster(build, options)
+    return FixedQuantile(build.setting.network, forecaster, lanes=_lanes(build, lane), quantile=quantile)
+
+
+def transformed_nv(
+    build: Build, *, lane: Lane = "fastest", hidden: tuple[int, ...] = (32, 32), **options: Any
+) -> nn.Module:
+    """A learned map of the newsvendor quantile, layers of ``hidden``; other options as for quantile_nv."""
+    forecaster = _forecaster(build, options)
+    return TransformedNewsvendor(build.setting.network, forecaster, lanes=_lanes(build, lane), hidden=hidden)
+
+
+def just_in_time(build: Build, *, lane: Lane = "fastest") -> nn.Module:
+    """The oracle that knows demand (inadmissible)."""
+    return JustInTime(build.setting.network, lanes=_lanes(build, lane))
+
+
+def _lanes(build: Build, lane: Lane) -> list[int]:
+    """The edge into each store with the least lead time, or the least cost per unit from the supplier on."""
+    network = build.setting.network
+    if lane not in ("fastest", "cheapest"):
+        raise ValueError(f"lane = {lane!r}; valid: 'fastest', 'cheapest'")
+    if lane == "fastest":
+        return fastest_lanes(network)
+    unit = [np.inf] * network.num_nodes
+    best = [-1] * network.num_nodes
+    for e, (source, node) in enumerate(zip(network.edge_source, network.edge_destination, strict=True)):
+        cost = network.edges[e].cost + (unit[source] if source >= 0 else 0.0)
+        if cost < unit[node]:
+            unit[node], best[node] = cost, e
+    return best[network.num_warehouses :]
+
+
+def _forecaster(build: Build, options: Mapping[str, Any]) -> QuantileForecaster:
+    training = dict(options)
+    given = training.pop("forecaster", None)
+    if given is None:
+        given = train_forecaster(build.setting, **{"seed": build.seed, **training})
+    elif training:
+        raise ValueError(f"{', '.join(training)}: for the training of a forecaster, but one is given")
+    given.check_horizons(forecast_horizons(build.setting))
+    forecaster: QuantileForecaster = copy.deepcopy(given)
+    return forecaster
+
+
 def _require(build: Build, *, nodes: int, name: str) -> None:
     if build.setting.network.num_nodes != nodes:
         raise ValueError(f"{name} is for {nodes} node; {build.setting.name!r} has {build.setting.network.num_nodes}")
@@ -184,5 +277,36 @@ BUILDERS: dict[str, Builder] = {
     "echelon_stock": echelon_stock,
     "store_base_stock": store_base_stock,
     "water_filling": water_filling,
+    "data_driven_net": data_driven_net,
+    "fixed_quantile": fixed_quantile,
+    "transformed_nv": transformed_nv,
+    "quantile_nv": quantile_nv,
+    "returns_nv": returns_nv,
+    "just_in_time": just_in_time,
 }
-"""Trainable policies by the name used on the command line."""
+"""Policies by the name used on the command line."""
+
+UNTRAINED = frozenset({"quantile_nv", "returns_nv", "just_in_time"})
+"""Policies without trainable parameters: built by :func:`build_policy` and evaluated as they are."""
+
+ORACLES = frozenset({"just_in_time"})
+"""Policies that are shown future demand."""
+
+
+def build_policy(
+    name: str,
+    setting: Setting,
+    simulator: Simulator,
+    *,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """A policy by name with weights drawn from ``seed``, on the simulator's device.
+
+    Raises ValueError for an unknown name (with the near ones) or options that do not fit.
+    """
+    build = pick("policy", name, BUILDERS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(generator(seed, "weights").initial_seed() % 2**31))
+        policy = build(Build(setting, simulator, seed), **(options or {}))
+    return policy.to(simulator.device, simulator.dtype)

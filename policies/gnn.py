@@ -38,10 +38,11 @@ class InventoryGNN(nn.Module):
        being the wish to keep.
 
     The first layer of MLP_edge and MLP_eu is split by input, so that it is applied to nodes, not to edges.
-    With ``echelon`` each node also sees its echelon position (everything at and on its way to the nodes it
-    supplies, weighted by the share it supplies), relative to a level that covers the lead times downstream; with
-    ``skip`` a linear map of the two ends' features is added to the wish, which starts as ordering up to that
-    level: the untrained policy keeps every stock bounded. The released code has neither.
+    With ``skip`` a linear map of the two ends' features is added to the wish. With ``echelon`` each node also
+    sees its echelon position (everything at and on its way to the nodes it supplies, weighted by the share it
+    supplies), relative to a level that covers the lead times downstream; with both, the wish starts as ordering
+    up to that level: the untrained policy keeps every stock bounded, and what the network learns is the
+    difference. The released code has neither.
 
     Slots and orders are in units of mean flow, static features relative to their mean (``scaled=False``: raw
     units). Lead times may differ by scenario. Permuting stores permutes orders.
@@ -116,8 +117,6 @@ class InventoryGNN(nn.Module):
         self.register_buffer("cost_scale", vector(cost_scale if scaled else [1.0] * 3))
 
         self.echelon = echelon
-        if skip and not echelon:
-            raise ValueError("skip starts from echelon order-up-to rules and needs echelon = True")
         flow = vector(node_scale)
         levels = order_up_to_levels(topology, node_scale) / flow  # in periods of mean flow
         self.register_buffer("echelon_share", echelon_share(topology))
@@ -157,11 +156,12 @@ class InventoryGNN(nn.Module):
             self.output[-1].bias.fill_(output_bias)  # type: ignore[operator]
         self.skip_from = nn.Linear(dynamic, 1, bias=False) if skip else None
         self.skip_to = nn.Linear(dynamic, 1, bias=False) if skip else None
-        if self.skip_from is not None and self.skip_to is not None:
+        for layer in (self.skip_from, self.skip_to):
+            if layer is not None:
+                nn.init.zeros_(layer.weight)
+        if self.skip_to is not None and echelon:
             # Start as echelon order-up-to rules; the last feature of a node is (echelon position - level) / flow.
             with torch.no_grad():
-                self.skip_from.weight.zero_()
-                self.skip_to.weight.zero_()
                 self.skip_to.weight[:, -1] = -1.0
                 self.output[-1].weight.mul_(0.1)  # type: ignore[operator]
                 self.output[-1].bias.zero_()  # type: ignore[operator]

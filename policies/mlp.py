@@ -106,7 +106,7 @@ class InventoryMLP(nn.Module):
         self.scaled = scaled
         inputs, outputs = num_slots * topology.num_nodes, topology.num_edges
         self.net = mlp(inputs, hidden, outputs)
-        self.skip = nn.Linear(inputs, outputs) if skip else None
+        self.skip = nn.Linear(inputs, outputs, bias=False) if skip else None
         if self.skip is not None:
             self._start_from_base_stock(self.skip, topology, num_slots, node_scale)
         self.register_buffer("slot_scale", vector(node_scale).repeat(num_slots))
@@ -134,15 +134,17 @@ class InventoryMLP(nn.Module):
         """Weights such that an edge orders its share of (level - echelon position of its destination)."""
         flow, share = vector(node_scale), echelon_share(topology)
         levels = order_up_to_levels(topology, node_scale)
+        last = self.net[-1]
+        assert isinstance(last, nn.Linear)
         with torch.no_grad():
+            last.weight.mul_(0.1)
             for edge, node in enumerate(topology.edge_destination):
                 weight = share[node] / flow[node]
-                skip.bias[edge] = levels[node] / flow[node] - self.supplier_bias
+                last.bias[edge] = levels[node] / flow[node] - self.supplier_bias
                 if self.scaled:  # inputs are slot / flow - 1
                     weight = weight * flow
-                    skip.bias[edge] -= weight.sum() * num_slots
+                    last.bias[edge] -= weight.sum() * num_slots
                 skip.weight[edge] = -weight.repeat(num_slots)
-            self.net[-1].weight.mul_(0.1)  # type: ignore[operator,union-attr]
 
     def forward(self, observation: Observation) -> Float[Tensor, "... edges"]:
         return self.bind(observation.parameters)(observation)

@@ -220,11 +220,12 @@ class Race:
         dtype: torch.dtype = torch.float32,
         batches: int = BATCHES,
     ) -> Race:
-        """A network policy ("mlp" or "gnn") of a setting."""
+        """A network policy ("mlp" or "gnn") of a setting; the graph network as published, without echelon positions."""
         setting = load_setting(name)
         simulator = make_simulator(setting, device=device, dtype=dtype)
         torch.manual_seed(0)
-        policy = BUILDERS[kind](Build(setting, simulator)).to(device, dtype)
+        options = {"echelon": False} if kind == "gnn" else {}
+        policy = BUILDERS[kind](Build(setting, simulator), **options).to(device, dtype)
         plain = plain_twin(policy)
         rng = generator(0, "speed", device)
         scenario = fresh_scenarios(setting, simulator, batch=batches * batch, periods=periods, generator=rng)

@@ -90,6 +90,7 @@ class InventoryGNN(nn.Module):
         self.num_slots, self.history, self.scaled = num_slots, history, scaled
         self._warehouses = topology.num_warehouses
         self.rounds = max(1, max(topology.depth) - 1) if rounds is None else rounds
+        self._ships = bool(shipping_nodes(topology))
         keepers = [node for node in shipping_nodes(topology) if not topology.must_ship_all[node]]
         real = list(zip(topology.edge_source, topology.edge_destination, strict=True))
         # Demand edges stand last: nobody reads their wish, so the last round stops before them.
@@ -217,7 +218,7 @@ class InventoryGNN(nn.Module):
                 wish = torch.addmm(wish, self.starts[: self._read], source)
                 wish = torch.addmm(wish, self.ends[: self._read], destination)
             wanted = nn.functional.softplus(wish.t()).view(*shape, self._read) * wish_scale
-            if self._warehouses == 0:
+            if not self._ships:
                 return wanted
             shared = feasibility.proportional(
                 wanted, observation.slots[0], self.source, ship_all=self.ship_all if self._any_must else None

@@ -6,6 +6,7 @@ import json
 import resource
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,6 +26,10 @@ def peak_memory(*, scenarios: int, periods: int) -> dict[str, float]:
 
 
 def _largest_resident_gb() -> float:
+    """Of this process. Linux keeps the parent's peak in ``ru_maxrss`` across fork and exec, so not from there."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) * 1024 / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from decisionrl.envs.inventory.network import Network
+from decisionrl.envs.inventory.network import Network, NetworkError
 
 Slots = tuple[Tensor, ...]
 
@@ -114,13 +114,20 @@ class Simulator:
         min_slots: int = 1,
         lead_time_range: tuple[int, int] | None = None,
     ) -> None:
-        """min_slots: pipeline length at least this. lead_time_range: lead times vary by scenario within it."""
+        """min_slots: pipeline length at least this. lead_time_range: [first, last] of the lead times that vary by
+        scenario; the others are the network's."""
         self.network = network
         self.device = torch.device(device)
         self.dtype = dtype
         self.varying_lead_times = lead_time_range is not None
-        longest = max(network.lead_times) if lead_time_range is None else lead_time_range[1]
-        self.num_slots = max(longest, min_slots)
+        lead_times = set(network.lead_times)
+        if lead_time_range is not None:
+            first, last = lead_time_range
+            if not 1 <= first <= last:
+                raise NetworkError(f"lead_time_range = {[first, last]}; valid: whole periods, last >= first >= 1")
+            lead_times.update(range(first, last + 1))
+        self._lead_times = sorted(lead_times)
+        self.num_slots = max(self._lead_times[-1], min_slots)
         n, e = network.num_nodes, network.num_edges
         source = torch.zeros(e, n, device=self.device, dtype=dtype)
         destination = torch.zeros(e, n, device=self.device, dtype=dtype)
@@ -130,9 +137,6 @@ class Simulator:
             destination[edge, j] = 1.0
         self._source = source if bool(source.any()) else None
         self._destination = None if network.is_arborescence else destination
-        self._lead_times = sorted(set(network.lead_times))
-        if self.varying_lead_times:
-            self._lead_times = list(range(lead_time_range[0], lead_time_range[1] + 1))  # type: ignore[index]
         self._arrives = [
             torch.tensor([float(lead == k) for lead in network.lead_times], device=self.device, dtype=dtype)
             for k in self._lead_times
@@ -241,23 +245,41 @@ class Simulator:
         """Drive ``policy`` through all periods of ``scenario``; differentiable in the policy's parameters.
 
         oracle: also show the policy the demand to come. check: assert feasibility and unit conservation in
-        every period (slow, raises InfeasibleOrderError).
+        every period (slow). Orders must be [..., batch, num_edges]; leading dimensions sweep over settings of
+        the policy. Raises InfeasibleOrderError for orders of another shape, and by ``check``.
         """
         slots, parameters, history = scenario.slots, scenario.parameters, scenario.history
+        if len(slots) < self._lead_times[-1]:
+            raise ValueError(
+                f"the scenario has {len(slots)} slots; valid: at least {self._lead_times[-1]} (lead times)"
+            )
+        expected = (scenario.batch, self.network.num_edges)
         by_node = self.node_demand(scenario.demand[history:])
         levels, all_orders = [], []
         for t in range(scenario.periods):
             observation = self.observe(scenario, slots, t, oracle=oracle)
             orders = policy(observation)
+            if orders.shape[-2:] != expected:
+                raise self._wrong_shape(orders, expected, t)
             following, level = self.transition(slots, orders, by_node[t], parameters)
             if check:
                 self.assert_feasible(slots, orders, by_node[t], following, t)
             slots = following
             levels.append(level)
             all_orders.append(orders)
+        if levels[0].shape != levels[-1].shape:  # a sweep reaches a node only when its first order arrives
+            levels = list(torch.broadcast_tensors(*levels))
+        level = torch.stack(levels)
         orders = torch.stack(all_orders) if self._has_edge_cost else all_orders[0]
-        cost = self.cost(torch.stack(levels), orders, by_node, parameters)
-        return Rollout(cost=cost, slots=slots)
+        by_node = by_node.reshape(len(by_node), *(1,) * (level.ndim - by_node.ndim), *by_node.shape[1:])
+        return Rollout(cost=self.cost(level, orders, by_node, parameters), slots=slots)
+
+    def _wrong_shape(self, orders: Tensor, expected: tuple[int, int], period: int) -> InfeasibleOrderError:
+        edges = ", ".join(edge.name for edge in self.network.edges)
+        return InfeasibleOrderError(
+            f"period {period}: the policy's orders have shape {list(orders.shape)}; "
+            f"valid: [..., {expected[0]}, {expected[1]}], scenarios by edges ({edges})"
+        )
 
     def observe(self, scenario: Scenario, slots: Slots, period: int, *, oracle: bool = False) -> Observation:
         """What a policy sees at the start of ``period``."""
@@ -308,8 +330,8 @@ class Simulator:
                     f"period {period}: node {names[node]!r} ships {amount:.6g} units more than it has on hand"
                 )
             for node, must in enumerate(self.network.must_ship_all):
-                kept = (slots[0] - shipped - slack)[..., node]
-                if must and bool((kept > 0).any()):
+                kept = (slots[0] - shipped)[..., node]
+                if must and bool((kept > slack[..., node]).any()):
                     raise InfeasibleOrderError(
                         f"period {period}: node {names[node]!r} keeps {float(kept.max()):.6g} units but may not hold stock"
                     )

@@ -250,9 +250,8 @@ class Simulator:
         """
         slots, parameters, history = scenario.slots, scenario.parameters, scenario.history
         if len(slots) < self._lead_times[-1]:
-            raise ValueError(
-                f"the scenario has {len(slots)} slots; valid: at least {self._lead_times[-1]} (lead times)"
-            )
+            longest = self._lead_times[-1]
+            raise ValueError(f"the scenario has {len(slots)} slots; valid: at least {longest}, the longest lead time")
         expected = (scenario.batch, self.network.num_edges)
         by_node = self.node_demand(scenario.demand[history:])
         levels, all_orders = [], []
@@ -332,8 +331,9 @@ class Simulator:
             for node, must in enumerate(self.network.must_ship_all):
                 kept = (slots[0] - shipped)[..., node]
                 if must and bool((kept > slack[..., node]).any()):
+                    amount = f"{float(kept.max()):.6g} units"
                     raise InfeasibleOrderError(
-                        f"period {period}: node {names[node]!r} keeps {float(kept.max()):.6g} units but may not hold stock"
+                        f"period {period}: node {names[node]!r} keeps {amount} but may not hold stock"
                     )
         sold = demand
         if self.network.unmet_demand == "lost":

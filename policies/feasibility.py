@@ -13,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 EPSILON = 1e-10
+TINY_WISH = 1e-6
+"""Added to the wishes of a hub that must ship everything, so that wishes of 0 still share its stock evenly."""
 
 
 def proportional(
@@ -28,6 +30,8 @@ def proportional(
     competes for the stock but is not shipped. ship_all: 1 for hubs that may not hold stock, whose outflow is
     scaled up to all they have as well. Stock below 0 (backlog) ships nothing.
     """
+    if ship_all is not None:
+        wanted = wanted + TINY_WISH * (source @ ship_all)
     total = wanted @ source
     if keep is not None:
         total = total + keep

@@ -71,9 +71,10 @@ class InventoryGNN(nn.Module):
         nodes (at least 1)."""
         super().__init__()
         n, stores = topology.num_nodes, topology.num_stores
-        self.num_slots, self.history, self.scaled = num_slots, history, scaled
+        self.num_slots, self.history, self.time_features, self.scaled = num_slots, history, time_features, scaled
         self._warehouses = topology.num_warehouses
         self.rounds = max(1, max(topology.depth) - 1) if rounds is None else rounds
+        self._ships = bool(shipping_nodes(topology))
         keepers = [node for node in shipping_nodes(topology) if not topology.must_ship_all[node]]
         real = list(zip(topology.edge_source, topology.edge_destination, strict=True))
         demand_edges = [(node, -1) for node in range(self._warehouses, n)]
@@ -149,8 +150,8 @@ class InventoryGNN(nn.Module):
             past = observation.past_demand.movedim(-2, 0) / scale[self._warehouses :]
             warehouses = past.new_zeros(self._warehouses, *past.shape[1:])
             parts.append(torch.cat([warehouses, past]))
-            if observation.time is not None:
-                parts.append(observation.time.expand(*slots.shape[:-1], -1))
+        if observation.time is not None and self.time_features:
+            parts.append(observation.time.expand(*slots.shape[:-1], -1))
         dynamic = parts[0] if len(parts) == 1 else torch.cat(parts, -1)
         p = observation.parameters
         into = p.edge_cost @ self.to_node[: self._real]
@@ -182,7 +183,7 @@ class InventoryGNN(nn.Module):
             wish = wish + _gather(self.skip_from(dynamic), start) + _gather(self.skip_to(dynamic), end)
         wanted = nn.functional.softplus(wish.squeeze(-1).movedim(0, -1)) * self.edge_scale
         orders, on_hand = wanted[..., : self._real], observation.slots[0]
-        if self._warehouses == 0:
+        if not self._ships:
             return orders
         keep = wanted[..., self._real :] @ self.keeper if self._keepers else None
         return feasibility.proportional(

@@ -13,7 +13,7 @@ dimensions, so a sweep over parameter settings is one more leading dimension, an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -308,6 +308,7 @@ class Simulator:
         the stock.
         """
         names = self.network.node_names
+        orders = orders.detach()
         if not bool(torch.isfinite(orders).all()):
             edge = int((~torch.isfinite(orders)).flatten(0, -2).any(0).nonzero()[0])
             raise InfeasibleOrderError(
@@ -341,9 +342,17 @@ class Simulator:
             sold = torch.minimum(demand, slots[0] - shipped_total)
             sold = torch.where(self._is_store, sold, torch.zeros_like(sold))
         external = [e for e, i in enumerate(self.network.edge_source) if i < 0]
-        before = torch.stack(slots).sum(dim=(0, -1)) + orders[..., external].sum(-1) - sold.sum(-1)
-        after = torch.stack(following).sum(dim=(0, -1))
-        scale = torch.stack(slots).abs().sum(dim=(0, -1)) + orders.sum(-1) + 1
+        before = _units(slots) + orders[..., external].sum(-1) - sold.sum(-1)
+        after = _units(following)
+        scale = _units([slot.abs() for slot in slots]) + orders.sum(-1) + 1
         if bool(((before - after).abs() > tolerance * scale).any()):
             worst = float((before - after).abs().max())
             raise InfeasibleOrderError(f"period {period}: {worst:.6g} units appeared or vanished")
+
+
+def _units(slots: Sequence[Tensor]) -> Float[Tensor, " ..."]:
+    """All units in a pipeline, over nodes and slots (which broadcast in a sweep)."""
+    total = slots[0].detach()
+    for slot in slots[1:]:
+        total = total + slot.detach()
+    return total.sum(-1)

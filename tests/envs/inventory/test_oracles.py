@@ -193,7 +193,9 @@ def test_lost_sales_orders_cost_the_optimum_in_simulation(lead_time: int, penalt
 
 
 @pytest.mark.parametrize(("lead_time", "penalty", "level", "cap"), [(2, 9, 19, None), (3, 19, 26, 6)])
-def test_capped_base_stock_cost_in_simulation(lead_time: int, penalty: int, level: int, cap: int | None) -> None:
+def test_capped_base_stock_cost_in_simulation(
+    lead_time: int, penalty: int, level: int, cap: int | None
+) -> None:
     cost = oracles.capped_base_stock_cost(
         lead_time=lead_time, holding_cost=1.0, underage_cost=float(penalty), level=level, cap=cap
     )
@@ -231,7 +233,9 @@ def test_lost_sales_cost_grows_with_lead_time_and_penalty() -> None:
     costs = np.array(
         [
             [
-                oracles.solve_lost_sales(lead_time=lead, holding_cost=1.0, underage_cost=p, demand_mean=3.0).cost
+                oracles.solve_lost_sales(
+                    lead_time=lead, holding_cost=1.0, underage_cost=p, demand_mean=3.0
+                ).cost
                 for p in PENALTIES
             ]
             for lead in (1, 2, 3)
@@ -463,9 +467,9 @@ def test_transshipment_bound_is_the_cost_of_its_relaxation_at_the_best_level() -
     generator = np.random.default_rng(5)
     covariance = correlation * np.outer(stds, stds) + (1.0 - correlation) * np.diag(stds**2)
     draws, cycle = 400_000, lead_time + 1
-    upstream = generator.multivariate_normal(warehouse_lead_time * means, warehouse_lead_time * covariance, draws).sum(
-        axis=1
-    )
+    upstream = generator.multivariate_normal(
+        warehouse_lead_time * means, warehouse_lead_time * covariance, draws
+    ).sum(axis=1)
     downstream = generator.multivariate_normal(cycle * means, cycle * covariance, draws)
 
     def costs(level: float) -> np.ndarray:
@@ -491,7 +495,9 @@ def test_transshipment_of_one_store_is_the_newsvendor_of_the_whole_lead_time() -
         demand_stds=[1.6],
         correlation=0.3,
     )
-    single = oracles.newsvendor_base_stock(**store, lead_time=5, demand_mean=5.0, demand_std=1.6, clipped=False)
+    single = oracles.newsvendor_base_stock(
+        **store, lead_time=5, demand_mean=5.0, demand_std=1.6, clipped=False
+    )
     assert (found.warehouse_level, found.cost) == (pytest.approx(single.level), pytest.approx(single.cost))
 
 
@@ -500,7 +506,9 @@ def test_lost_sales_relaxation_is_below_the_lost_sales_optimum() -> None:
     mean, std = 5.0, 2.0
     pmf = oracles.clipped_normal_pmf(mean=mean, std=std, width=1.0)
     for lead_time, penalty in itertools.product((1, 2, 3), (1.0, 9.0, 39.0)):
-        optimum = oracles.solve_lost_sales(lead_time=lead_time, holding_cost=1.0, underage_cost=penalty, pmf=pmf).cost
+        optimum = oracles.solve_lost_sales(
+            lead_time=lead_time, holding_cost=1.0, underage_cost=penalty, pmf=pmf
+        ).cost
         (bound,) = oracles.lost_sales_relaxation_bound(
             lead_times=[lead_time],
             holding_costs=1.0,

@@ -421,15 +421,14 @@ def test_a_pipeline_that_is_too_short_is_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("unmet", "goal"), KINDS)
-def test_compiled_step_and_rollout_equal_eager(unmet: str, goal: str) -> None:
+def test_compiled_step_and_rollout_equal_eager() -> None:
     rng = np.random.default_rng(16)
-    network = random_network(rng, unmet, goal)
+    network = random_network(rng, "lost", "profit")
     assert network.num_warehouses >= 2
     assert network.num_stores >= 2
     simulator = Simulator(network, dtype=torch.float64)
     slots = tuple(torch.as_tensor(rng.uniform(0, 9, (4, network.num_nodes))) for _ in range(simulator.num_slots))
-    demand = torch.as_tensor(rng.uniform(0, 5, (8, 4, network.num_stores)))
+    demand = torch.as_tensor(rng.uniform(0, 5, (6, 4, network.num_stores)))
     share = torch.full((network.num_edges,), 0.1, dtype=torch.float64, requires_grad=True)
 
     def policy(observation: Observation) -> Tensor:

@@ -59,6 +59,8 @@ def hdpo(
     """
     chosen = setting if isinstance(setting, Setting) else load_setting(setting, overrides, data=data)
     protocol = protocol or ("finite" if chosen.is_series else "continuing")
+    if protocol not in ("continuing", "finite"):
+        raise ValueError(f"protocol = {protocol!r}; valid: 'continuing', 'finite'")
     simulator = make_simulator(chosen, device=device, dtype=dtype)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator(seed, "weights").initial_seed() % 2**31))
@@ -79,8 +81,8 @@ def hdpo(
             redraw_every=redraw_every,
         )
     else:
-        batch = batch or chosen.phases["train"].batch
-        periods = chosen.phases["train"].periods
+        batch = batch or chosen.phase("train").batch
+        periods = chosen.phase("train").periods
         source = FiniteScenarios(paper_scenarios(chosen, simulator, "train"), batch=batch, generator=rng)
     optimizer = torch.optim.Adam(actor.parameters(), lr=learning_rate, fused=True)
     learner = GradientLearner(

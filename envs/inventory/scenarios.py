@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from decisionrl.envs.inventory.demand import DemandError, SeriesDemand, StationaryDemand
-from decisionrl.envs.inventory.setting import Setting, SettingError, scenario_values
+from decisionrl.envs.inventory.setting import Setting, scenario_values
 from decisionrl.envs.inventory.simulator import Parameters, Scenario, Simulator, Slots
 
 Split = Literal["train", "dev", "test"]
@@ -24,7 +24,7 @@ def make_simulator(
         setting.network,
         device=device,
         dtype=dtype,
-        min_slots=setting.initial_periods,
+        min_slots=setting.stocked_slots,
         lead_time_range=setting.lead_time_range,
     )
 
@@ -42,13 +42,12 @@ def stationary_demand(setting: Setting) -> StationaryDemand:
 def initial_slots(setting: Setting, simulator: Simulator, batch: int, generator: torch.Generator) -> Slots:
     """Stores start with uniform multiples of their mean demand in the first slots, warehouses empty."""
     network = setting.network
-    shape = (setting.initial_periods, batch, network.num_stores)
+    shape = (setting.stocked_slots, batch, network.num_stores)
     low, high = setting.initial_stock
     draws = torch.rand(shape, generator=generator, device=simulator.device, dtype=simulator.dtype)
     mean = torch.as_tensor(setting.demand.mean, device=simulator.device, dtype=simulator.dtype)
     stock = simulator.node_demand((low + (high - low) * draws) * mean)
-    empty = simulator.empty_slots(batch)
-    return (*stock.unbind(0), *empty[setting.initial_periods :])
+    return (*stock.unbind(0), *simulator.empty_slots(batch)[setting.stocked_slots :])
 
 
 def fresh_scenarios(
@@ -74,13 +73,17 @@ def fresh_scenarios(
 def scenario_parameters(setting: Setting, simulator: Simulator, batch: int) -> Parameters:
     """Costs and lead times, with a leading batch dimension where they vary by scenario."""
     parameters = simulator.parameters
-    for name, draw in setting.per_scenario.items():
-        values = scenario_values(draw, batch)
-        if len(values) < batch:
-            raise SettingError(f"{name}: {len(values)} values in the file; valid: at least {batch}, one a scenario")
+    network = setting.network
+    names = (*network.node_names, *(edge.name for edge in network.edges))
+    for varying in setting.per_scenario:
+        values = scenario_values(varying, batch)
         column = torch.as_tensor(values, device=simulator.device, dtype=simulator.dtype)[:, None]
-        base = getattr(parameters, name)
-        parameters = parameters._replace(**{name: column.expand(batch, base.shape[-1])})
+        offset = network.num_nodes if varying.parameter in ("edge_cost", "lead_time") else 0
+        places = [names.index(place) - offset for place in varying.places]
+        table = getattr(parameters, varying.parameter)
+        table = table.repeat(batch, 1) if table.ndim == 1 else table.clone()
+        table[:, places] = column
+        parameters = parameters._replace(**{varying.parameter: table})
     return parameters
 
 
@@ -89,7 +92,7 @@ def series_scenarios(setting: Setting, simulator: Simulator, split: Split) -> Sc
     demand = setting.demand
     if not isinstance(demand, SeriesDemand):
         raise DemandError(f"setting {setting.name!r} has no series; it draws its demand")
-    phase = setting.phases[split]
+    phase = setting.phase(split)
     first, last = phase.columns or (0, demand.table.shape[2])
     last = min(last, first + setting.history + phase.periods)
     table = demand.table[: phase.scenarios, :, first:last]
@@ -125,36 +128,35 @@ def paper_scenarios(
     if setting.is_series:
         return series_scenarios(setting, simulator, split)
     demand = stationary_demand(setting)
-    network, phases = setting.network, setting.phases
+    network = setting.network
     shift = 0
     if network.num_nodes == 1:
         store = network.nodes[0]
         shift = int(network.lead_times[0] + 10 * (store.underage_cost or 0.0))
     if split == "test":
-        total, horizon = phases["test"].scenarios, phases["test"].periods
+        total, horizon = setting.phase("test").scenarios, setting.phase("test").periods
         seed, stock_seed = setting.seeds["test_demand_seed"], setting.seeds["test_initial_stock_seed"]
     else:
-        total = phases["train"].scenarios + phases["dev"].scenarios
-        horizon = max(phases["train"].periods, phases["dev"].periods)
+        train, dev = setting.phase("train"), setting.phase("dev")
+        total, horizon = train.scenarios + dev.scenarios, max(train.periods, dev.periods)
         seed, stock_seed = setting.seeds["demand_seed"], setting.seeds["initial_stock_seed"]
     total, horizon = scenarios or total, periods or horizon
     paths = demand.sample_legacy(np.random.RandomState(seed + shift), total, horizon)
     mean = paths.mean(axis=(0, 2))
     low, high = setting.initial_stock
-    multiples = np.random.RandomState(stock_seed).uniform(low, high, (total, len(mean), setting.initial_periods))
+    multiples = np.random.RandomState(stock_seed).uniform(low, high, (total, len(mean), setting.stocked_slots))
     stock = simulator.node_demand(_tensor(multiples * mean[None, :, None], simulator).permute(2, 0, 1))
     empty = simulator.empty_slots(total)
     everything = Scenario(
-        slots=(*stock.unbind(0), *empty[setting.initial_periods :]),
+        slots=(*stock.unbind(0), *empty[setting.stocked_slots :]),
         demand=_tensor(paths, simulator).permute(2, 0, 1).contiguous(),
         parameters=scenario_parameters(setting, simulator, total),
     )
     if split == "test" or scenarios is not None:
         return everything
-    dev = phases["dev"].scenarios
-    index = slice(0, dev) if split == "dev" else slice(dev, None)
+    index = slice(0, dev.scenarios) if split == "dev" else slice(dev.scenarios, None)
     part = take(everything, index)
-    return dataclasses.replace(part, demand=part.demand[: phases[split].periods])
+    return dataclasses.replace(part, demand=part.demand[: setting.phase(split).periods])
 
 
 def take(scenario: Scenario, index: Tensor | slice) -> Scenario:

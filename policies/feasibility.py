@@ -35,10 +35,10 @@ def proportional(
     total = wanted @ source
     if keep is not None:
         total = total + keep
-    ratio = on_hand.clamp(min=0) / (total + EPSILON)
-    limit = ratio.clamp(max=1)
+    stock = on_hand.clamp(min=0)
+    limit = (stock / (total + EPSILON)).clamp(max=1)
     if ship_all is not None:
-        limit = torch.where(ship_all > 0, ratio, limit)
+        limit = torch.where(ship_all > 0, stock / torch.where(ship_all > 0, total, 1.0), limit)
     unlimited = 1.0 - source.sum(1)
     return wanted * (limit @ source.T + unlimited)
 

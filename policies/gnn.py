@@ -166,9 +166,10 @@ class InventoryGNN(nn.Module):
         nodes = self.node_rest(self.node_dynamic(dynamic) + self.node_static(fixed))
         lead = nn.functional.pad(observation.parameters.lead_time, (0, self._edges - self._real))
         lead = _insert(lead.movedim(-1, 0)[..., None], nodes.ndim)
-        edges = self.edge_rest(
-            _gather(self.edge_from(nodes), self._start) + _gather(self.edge_to(nodes), self._end) + self.edge_lead(lead)
-        )
+        # The bias is added by edge, not by node: edges from the outside have it as well.
+        source = _gather(nn.functional.linear(nodes, self.edge_from.weight), self._start)
+        constant = self.edge_lead(lead) + self.edge_from.bias
+        edges = self.edge_rest(source + _gather(self.edge_to(nodes), self._end) + constant)
         for i in range(self.rounds):
             inputs = torch.cat([nodes, _mix(self.incoming, edges), _mix(self.outgoing, edges)], -1)
             nodes = nodes + self.node_update(inputs)

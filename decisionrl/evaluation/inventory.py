@@ -132,7 +132,7 @@ def _rounded(policy: Policy, simulator: Simulator) -> Policy:
             shares = orders[..., edges]
             floors = (shares + ALMOST_WHOLE).floor()
             left = observation.slots[0][..., node : node + 1].round() - floors.sum(-1, keepdim=True)
-            rank = (floors - shares).argsort(-1, stable=True).argsort(-1)  # largest fraction first
+            rank = (floors - shares).argsort(dim=-1, stable=True).argsort(dim=-1)  # largest fraction first
             whole[..., edges] = floors + (rank < left)
         return whole
 

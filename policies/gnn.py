@@ -205,4 +205,4 @@ def _gather(nodes: Float[Tensor, "nodes *batch F"], index: Tensor) -> Float[Tens
 
 def _mix(weights: Float[Tensor, "nodes edges"], edges: Float[Tensor, "edges *batch F"]) -> Tensor:
     """Weighted sums of edge values by node, as one matrix product."""
-    return (weights @ edges.flatten(1)).view(weights.shape[0], *edges.shape[1:])
+    return (weights @ edges.flatten(1)).reshape(weights.shape[0], *edges.shape[1:])

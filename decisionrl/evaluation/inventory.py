@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -140,7 +140,7 @@ def _rounded(policy: Policy, simulator: Simulator) -> Policy:
 
 
 def _from(scenario: Scenario, slots: tuple[Tensor, ...]) -> Scenario:
-    return Scenario(slots=slots, demand=scenario.demand, parameters=scenario.parameters)
+    return replace(scenario, slots=slots)
 
 
 def _vector(values: Tensor) -> NDArray[np.float64]:

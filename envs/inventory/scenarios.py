@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from decisionrl.envs.inventory.demand import DemandError, SeriesDemand, StationaryDemand
-from decisionrl.envs.inventory.setting import Setting, scenario_values
+from decisionrl.envs.inventory.setting import Setting, SettingError, scenario_values
 from decisionrl.envs.inventory.simulator import Parameters, Scenario, Simulator, Slots
 
 Split = Literal["train", "dev", "test"]
@@ -59,31 +59,35 @@ def fresh_scenarios(
     generator: torch.Generator,
     slots: Slots | None = None,
 ) -> Scenario:
-    """New demand paths from a stationary process; from random initial stock unless ``slots`` is given."""
+    """New demand paths from a stationary process, with the past demand the setting shows.
+
+    They start from random initial stock unless ``slots`` is given.
+    """
     demand = stationary_demand(setting)
     if slots is None:
         slots = initial_slots(setting, simulator, batch, generator)
     return Scenario(
         slots=slots,
-        demand=demand.sample(periods, batch, generator, simulator.dtype),
+        demand=demand.sample(setting.history + periods, batch, generator, simulator.dtype),
         parameters=scenario_parameters(setting, simulator, batch),
+        history=setting.history,
     )
 
 
 def scenario_parameters(setting: Setting, simulator: Simulator, batch: int) -> Parameters:
-    """Costs and lead times, with a leading batch dimension where they vary by scenario."""
-    parameters = simulator.parameters
-    network = setting.network
-    names = (*network.node_names, *(edge.name for edge in network.edges))
-    for varying in setting.per_scenario:
-        values = scenario_values(varying, batch)
+    """Costs and lead times, with a leading batch dimension where they vary by scenario.
+
+    A value drawn for a scenario holds for all stores, or for all edges into stores; warehouses keep their own.
+    """
+    parameters, network = simulator.parameters, setting.network
+    for name, draw in setting.per_scenario.items():
+        values = scenario_values(draw, batch)
+        if len(values) < batch:
+            raise SettingError(f"{name}: {len(values)} values in the file; valid: at least {batch}, one a scenario")
         column = torch.as_tensor(values, device=simulator.device, dtype=simulator.dtype)[:, None]
-        offset = network.num_nodes if varying.parameter in ("edge_cost", "lead_time") else 0
-        places = [names.index(place) - offset for place in varying.places]
-        table = getattr(parameters, varying.parameter)
-        table = table.repeat(batch, 1) if table.ndim == 1 else table.clone()
-        table[:, places] = column
-        parameters = parameters._replace(**{varying.parameter: table})
+        nodes = network.edge_destination if name == "lead_time" else range(network.num_nodes)
+        varies = torch.tensor([node >= network.num_warehouses for node in nodes], device=simulator.device)
+        parameters = parameters._replace(**{name: torch.where(varies, column, getattr(parameters, name))})
     return parameters
 
 
@@ -141,7 +145,7 @@ def paper_scenarios(
         total, horizon = train.scenarios + dev.scenarios, max(train.periods, dev.periods)
         seed, stock_seed = setting.seeds["demand_seed"], setting.seeds["initial_stock_seed"]
     total, horizon = scenarios or total, periods or horizon
-    paths = demand.sample_legacy(np.random.RandomState(seed + shift), total, horizon)
+    paths = demand.sample_legacy(np.random.RandomState(seed + shift), total, setting.history + horizon)
     mean = paths.mean(axis=(0, 2))
     low, high = setting.initial_stock
     multiples = np.random.RandomState(stock_seed).uniform(low, high, (total, len(mean), setting.stocked_slots))
@@ -151,12 +155,13 @@ def paper_scenarios(
         slots=(*stock.unbind(0), *empty[setting.stocked_slots :]),
         demand=_tensor(paths, simulator).permute(2, 0, 1).contiguous(),
         parameters=scenario_parameters(setting, simulator, total),
+        history=setting.history,
     )
     if split == "test" or scenarios is not None:
         return everything
     index = slice(0, dev.scenarios) if split == "dev" else slice(dev.scenarios, None)
     part = take(everything, index)
-    return dataclasses.replace(part, demand=part.demand[: setting.phase(split).periods])
+    return dataclasses.replace(part, demand=part.demand[: setting.history + setting.phase(split).periods])
 
 
 def take(scenario: Scenario, index: Tensor | slice) -> Scenario:

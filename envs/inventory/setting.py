@@ -35,7 +35,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,19 +79,6 @@ class Draw:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Varying:
-    """A parameter that differs by scenario: one value a scenario for all of ``places``.
-
-    parameter: a field of the simulator's Parameters. places: names of nodes, or of edges ("warehouse->store").
-    source: a draw, or the values read from a file.
-    """
-
-    parameter: Literal["holding_cost", "underage_cost", "edge_cost", "lead_time"]
-    places: tuple[str, ...]
-    source: Draw | Array
-
-
-@dataclass(frozen=True, kw_only=True)
 class Phase:
     """Sizes of one data split of the paper's protocol: scenarios, periods, periods not reported, batch size,
     and for series the columns [first, last) used, history included."""
@@ -107,8 +94,9 @@ class Phase:
 class Setting:
     """Everything that defines a benchmark instance except the policy.
 
-    history: how many past demands a policy sees (0 for stationary settings). per_scenario: costs and lead
-    times that differ by scenario; the network then holds a typical value. initial_stock: the first slots of the
+    history: how many past demands a policy sees. per_scenario: draws (or values read from files) of
+    holding_cost, underage_cost (all stores) and lead_time (all edges into stores), one value a scenario; the
+    network then holds a typical value. initial_stock: the first slots of the
     stores are uniform in this range times the mean demand, over ``stocked_slots`` slots.
     phases: "train", "dev", "test" of the paper. seeds: of the paper's recipe (demand_seed,
     test_demand_seed, initial_stock_seed, test_initial_stock_seed).
@@ -119,7 +107,7 @@ class Setting:
     network: Network
     demand: Demand
     history: int = 0
-    per_scenario: tuple[Varying, ...] = ()
+    per_scenario: Mapping[str, Draw | Array] = field(default_factory=dict)
     initial_stock: tuple[float, float] = (0.0, 1.0)
     initial_periods: int = 1
     phases: Mapping[str, Phase] = field(default_factory=dict)
@@ -133,13 +121,12 @@ class Setting:
     @property
     def lead_time_range(self) -> tuple[int, int] | None:
         """First and last of the lead times that vary by scenario, or None where none does."""
-        bounds: list[int] = []
-        for varying in self.per_scenario:
-            if varying.parameter == "lead_time" and isinstance(varying.source, Draw):
-                bounds += [int(varying.source.low), int(varying.source.high) - 1]
-            elif varying.parameter == "lead_time":
-                bounds += [int(varying.source.min()), int(varying.source.max())]  # type: ignore[union-attr]
-        return (min(bounds), max(bounds)) if bounds else None
+        draw = self.per_scenario.get("lead_time")
+        if draw is None:
+            return None
+        if isinstance(draw, Draw):
+            return int(draw.low), int(draw.high) - 1
+        return int(draw.min()), int(draw.max())
 
     @property
     def stocked_slots(self) -> int:
@@ -209,16 +196,9 @@ def load_setting(
         raise DemandError(f"{source}: {error}" if data is None else str(error)) from None
 
 
-def scenario_values(varying: Varying, count: int) -> Array:
-    """[count] values of a parameter that differs by scenario. SettingError if a file holds fewer."""
-    if isinstance(varying.source, Draw):
-        return varying.source.values(count)
-    if len(varying.source) < count:
-        raise SettingError(
-            f"{varying.parameter}: the file holds {len(varying.source)} values; "
-            f"valid: at least {count}, one for each scenario"
-        )
-    return varying.source[:count]
+def scenario_values(draw: Draw | Array, count: int, seed: int | None = None) -> Array:
+    """[count] values of a parameter that differs by scenario; fewer if a file holds no more."""
+    return draw.values(count, seed) if isinstance(draw, Draw) else draw[:count]
 
 
 # ------------------------------------------------------------------------------------------------- parsing
@@ -305,7 +285,7 @@ class _Table:
 def _parse(raw: dict[str, Any], *, name: str, folder: Path, data: str | Path | None) -> Setting:
     top = _Table(raw, "")
     title = top.get("title", str, name)
-    per_scenario: list[Varying] = []
+    per_scenario: dict[str, Draw | Array] = {}
     groups: dict[str, list[str]] = {}
     nodes: list[Node] = []
     for i, entry in enumerate(top.get("nodes", list)):
@@ -333,6 +313,7 @@ def _parse(raw: dict[str, Any], *, name: str, folder: Path, data: str | Path | N
         paper.get(key, dict, {})  # name the optional keys for the message about unknown ones
     paper.finish()
     top.finish()
+    _check_per_scenario(raw, groups, network)
     if isinstance(demand, SeriesDemand):
         _check_columns(demand, phases, history, data)
     return Setting(
@@ -341,7 +322,7 @@ def _parse(raw: dict[str, Any], *, name: str, folder: Path, data: str | Path | N
         network=network,
         demand=demand,
         history=history,
-        per_scenario=tuple(per_scenario),
+        per_scenario=per_scenario,
         initial_stock=initial_stock,
         initial_periods=initial_periods,
         phases=phases,
@@ -350,7 +331,9 @@ def _parse(raw: dict[str, Any], *, name: str, folder: Path, data: str | Path | N
     )
 
 
-def _parse_nodes(table: _Table, groups: dict[str, list[str]], per_scenario: list[Varying], folder: Path) -> list[Node]:
+def _parse_nodes(
+    table: _Table, groups: dict[str, list[str]], per_scenario: dict[str, Draw | Array], folder: Path
+) -> list[Node]:
     name = table.get("name", str)
     single = "count" not in table._values
     count = table.whole("count", 1, lowest=1)
@@ -365,14 +348,16 @@ def _parse_nodes(table: _Table, groups: dict[str, list[str]], per_scenario: list
     table.finish()
     for parameter, numbers in (("holding_cost", holding), ("underage_cost", underage)):
         if numbers.source is not None:
-            per_scenario.append(Varying(parameter=parameter, places=tuple(names), source=numbers.source))  # type: ignore[arg-type]
+            per_scenario[parameter] = numbers.source
     return [
         Node(name=n, holding_cost=h, underage_cost=p, holds_stock=holds)
         for n, h, p in zip(names, holding.typical, underage.typical or [None] * count, strict=True)
     ]
 
 
-def _parse_edges(table: _Table, groups: dict[str, list[str]], per_scenario: list[Varying], folder: Path) -> list[Edge]:
+def _parse_edges(
+    table: _Table, groups: dict[str, list[str]], per_scenario: dict[str, Draw | Array], folder: Path
+) -> list[Edge]:
     source, target = table.get("from", str), table.get("to", (str, list))
     if source != SUPPLIER and source not in groups:
         raise SettingError(f"{table.path('from')} = {source!r} is no node; valid: {', '.join([SUPPLIER, *groups])}")
@@ -387,16 +372,13 @@ def _parse_edges(table: _Table, groups: dict[str, list[str]], per_scenario: list
     cost = _numbers(table, "cost", len(destinations), folder, default=0.0)
     table.finish()
     _check_lead_times(table, lead_time)
-    edges = [
+    if lead_time.source is not None:
+        per_scenario["lead_time"] = lead_time.source
+    return [
         Edge(source=s, destination=d, lead_time=int(lead), cost=c)
         for s in (groups[source] if source != SUPPLIER else [SUPPLIER])
         for d, lead, c in zip(destinations, lead_time.typical, cost.typical, strict=True)
     ]
-    for parameter, numbers in (("lead_time", lead_time), ("edge_cost", cost)):
-        if numbers.source is not None:
-            places = tuple(edge.name for edge in edges)
-            per_scenario.append(Varying(parameter=parameter, places=places, source=numbers.source))  # type: ignore[arg-type]
-    return edges
 
 
 @dataclass(frozen=True)
@@ -450,6 +432,33 @@ def _check_lead_times(table: _Table, numbers: _Numbers) -> None:
         )
 
 
+def _check_per_scenario(raw: dict[str, Any], groups: dict[str, list[str]], network: Network) -> None:
+    """A value for each scenario holds for all stores (or edges into stores) alike: refuse what would not be so."""
+    stores = set(network.node_names[network.num_warehouses :])
+    kinds = [("nodes", "name", ("holding_cost", "underage_cost")), ("edges", "to", ("lead_time", "cost"))]
+    for section, place, keys in kinds:
+        for key in keys:
+            drawn, fixed = [], []
+            for i, entry in enumerate(raw[section]):
+                names = [entry[place]] if isinstance(entry[place], str) else entry[place]
+                at_stores = {node for name in names for node in groups[name]} & stores
+                value, path = entry.get(key), f"{section}[{i}].{key}"
+                if isinstance(value, dict) and ("file" in value or value.get("each") == "scenario"):
+                    drawn.append(value)
+                    if key == "cost" or len(at_stores) < sum(len(groups[name]) for name in names):
+                        raise SettingError(
+                            f"{path} = {value!r} gives a value for each scenario; valid are holding_cost and "
+                            "underage_cost of nodes with demand, and lead_time of edges to them"
+                        )
+                elif at_stores:
+                    fixed.append(path)
+            if drawn and (fixed or any(value != drawn[0] for value in drawn)):
+                where = fixed[0] if fixed else f"{section}: {key}"
+                raise SettingError(
+                    f"{where}: a value for each scenario is the same at all nodes with demand: {drawn[0]!r}"
+                )
+
+
 def _parse_draw(table: _Table) -> tuple[Draw, str]:
     kinds = [kind for kind in ("uniform", "randint") if kind in table._values]
     if len(kinds) != 1:
@@ -489,8 +498,8 @@ def _parse_demand(table: _Table, stores: int, folder: Path, data: str | Path | N
     kind = table.get("kind", str, valid=("normal", "poisson", "negative_binomial", "series"))
     if data is not None and kind != "series":
         raise SettingError(f"demand.kind = {kind!r} takes no data file; valid: a setting with demand.kind = 'series'")
+    history = table.whole("history", 0, lowest=0)
     if kind == "series":
-        history = table.whole("history", 0, lowest=0)
         return _parse_series(table, stores, data), history
 
     def numbers(key: str) -> Array:
@@ -519,7 +528,7 @@ def _parse_demand(table: _Table, stores: int, folder: Path, data: str | Path | N
     else:
         demand = NegativeBinomialDemand(mean=mean, dispersion=numbers("dispersion"))
     table.finish()
-    return demand, 0
+    return demand, history
 
 
 def _parse_series(table: _Table, stores: int, data: str | Path | None) -> SeriesDemand:

@@ -129,6 +129,7 @@ class Simulator:
         self._lead_times = sorted(lead_times)
         self.num_slots = max(self._lead_times[-1], min_slots)
         n, e = network.num_nodes, network.num_edges
+        self._num_warehouses = network.num_warehouses  # read here: a cached property breaks a compiled graph
         source = torch.zeros(e, n, device=self.device, dtype=dtype)
         destination = torch.zeros(e, n, device=self.device, dtype=dtype)
         for edge, (i, j) in enumerate(zip(network.edge_source, network.edge_destination, strict=True)):
@@ -162,7 +163,7 @@ class Simulator:
 
     def node_demand(self, demand: Float[Tensor, "... stores"]) -> Float[Tensor, "... nodes"]:
         """Demand by node: zeros for the warehouses, which stand first."""
-        return F.pad(demand, (self.network.num_warehouses, 0)) if self.network.num_warehouses else demand
+        return F.pad(demand, (self._num_warehouses, 0)) if self._num_warehouses else demand
 
     def transition(
         self,

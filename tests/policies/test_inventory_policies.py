@@ -204,7 +204,7 @@ def test_parameters_stacked_by_vmap_equal_separate_rollouts(case: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["capped", "echelon", "warehouses_rule", "water_filling", "mlp/mixed", "gnn/mixed"])
 def test_compiled_rollout_equals_eager(case: str) -> None:
-    """One graph without breaks. (Code generation is tested with the simulator; here it would take minutes.)"""
+    """One graph without breaks. (Code generation is tested with the simulator; for every policy it takes minutes.)"""
     net, policy = made(case)
     simulator, scenario = scenario_of(net, periods=3)
 

@@ -173,11 +173,17 @@ BROKEN: dict[str, tuple[str, str, tuple[str, ...]]] = {
         'mean = { uniform = [1, 2], seed = 3, each = "scenario" }',
         ("demand.mean", "each node"),
     ),
-    "history of fresh demand": (
-        'kind = "poisson"',
-        'kind = "poisson"\nhistory = 8',
-        ("demand.history is an unknown key",),
+    "values by scenario of a warehouse": (
+        "holding_cost = 0.5",
+        'holding_cost = { uniform = [1, 2], seed = 3, each = "scenario" }',
+        ("nodes[0].holding_cost", "each scenario", "nodes with demand"),
     ),
+    "values by scenario of a lane's cost": (
+        "lead_time = [1, 3]",
+        'lead_time = 1\ncost = { uniform = [1, 2], seed = 3, each = "scenario" }',
+        ("edges[1].cost", "each scenario", "lead_time of edges"),
+    ),
+    "negative history": ('kind = "poisson"', 'kind = "poisson"\nhistory = -8', ("demand.history = -8", ">= 0")),
     "a draw of two kinds": (
         "mean = 4.0",
         "mean = { uniform = [1, 2], randint = [1, 2], seed = 3 }",
@@ -396,9 +402,9 @@ def test_files_of_lead_times(tmp_path: Path, values: list[float], shown: str) ->
 def test_too_few_values_for_the_scenarios(tmp_path: Path) -> None:
     np.save(tmp_path / "costs.npy", np.ones(3))
     path = tmp_path / "few.toml"
-    path.write_text(GOOD.replace("holding_cost = 0.5", 'holding_cost = { file = "costs.npy" }'))
+    path.write_text(GOOD.replace("holding_cost = [1.0, 2.0]", 'holding_cost = { file = "costs.npy" }'))
     setting = load_setting(path)
-    with pytest.raises(SettingError, match=r"holding_cost: the file holds 3 values; valid: at least 4"):
+    with pytest.raises(SettingError, match=r"holding_cost: 3 values in the file; valid: at least 4"):
         scenario_parameters(setting, make_simulator(setting), 4)
 
 

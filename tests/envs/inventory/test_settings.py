@@ -415,30 +415,23 @@ def test_every_warehouse_of_a_group_supplies_every_store(tmp_path: Path) -> None
     assert leads == {(f"depot_{w}", f"shop_{s}"): lead for w in range(2) for s, lead in enumerate((1, 3))}
 
 
-def test_values_by_scenario_stay_at_their_nodes_and_lanes(tmp_path: Path) -> None:
-    """One draw for the depot, another for the shops, one for some lanes: nothing spills over."""
+def test_values_by_scenario_are_those_of_the_stores(tmp_path: Path) -> None:
+    """The warehouse and the lane into it keep their own, also a lead time outside the drawn range."""
     setting = own(
         tmp_path,
-        ("holding_cost = 0.5", 'holding_cost = { uniform = [0.1, 0.2], seed = 1, each = "scenario" }'),
         ("holding_cost = [1.0, 2.0]", 'holding_cost = { uniform = [1.0, 2.0], seed = 2, each = "scenario" }'),
         ("lead_time = [1, 3]", 'lead_time = { randint = [4, 8], seed = 3, each = "scenario" }'),
-        ("lead_time = 2", 'lead_time = 2\ncost = { uniform = [0.3, 0.6], seed = 4, each = "scenario" }'),
     )
     simulator = make_simulator(setting, dtype=torch.float64)
     parameters = scenario_parameters(setting, simulator, 500)
-    expected = np.random.RandomState(1).uniform(0.1, 0.2, 500)
-    np.testing.assert_allclose(parameters.holding_cost[:, 0], expected)
+    assert parameters.holding_cost[:, 0].unique().tolist() == [0.5]
     expected = np.random.RandomState(2).uniform(1.0, 2.0, 500)
     np.testing.assert_allclose(parameters.holding_cost[:, 1:], expected[:, None].repeat(2, 1))
     assert parameters.underage_cost.tolist() == [0.0, 9.0, 9.0]
-    edges = [edge.name for edge in setting.network.edges]
-    assert edges == ["supplier->depot", "depot->shop_0", "depot->shop_1"]
+    assert [edge.name for edge in setting.network.edges] == ["supplier->depot", "depot->shop_0", "depot->shop_1"]
     expected = np.random.RandomState(3).randint(4, 8, 500).astype(float)
     np.testing.assert_array_equal(parameters.lead_time[:, 1:], expected[:, None].repeat(2, 1))
-    assert set(parameters.lead_time[:, 0].tolist()) == {2.0}
-    np.testing.assert_allclose(parameters.edge_cost[:, 0], np.random.RandomState(4).uniform(0.3, 0.6, 500))
-    assert float(parameters.edge_cost[:, 1:].abs().sum()) == 0
-    # And an order over a lane outside the drawn range arrives, at its own cost.
+    assert parameters.lead_time[:, 0].unique().tolist() == [2.0]
     batch = fresh_scenarios(setting, simulator, batch=3, periods=12, generator=torch.Generator().manual_seed(0))
     result = simulator.rollout(lambda o: torch.tensor([[6.0, 0, 0]] * 3, dtype=torch.float64), batch, check=True)
     on_hand = torch.stack(result.slots).sum(0)[:, 0]
@@ -450,15 +443,15 @@ def test_values_from_files_beside_the_setting(tmp_path: Path) -> None:
     (tmp_path / "leads.csv").write_text("lead\n2\n7\n2\n")
     setting = own(
         tmp_path,
-        ("holding_cost = 0.5", 'holding_cost = { file = "costs.npy" }'),
-        ("lead_time = 2", 'lead_time = { file = "leads.csv" }'),
+        ("holding_cost = [1.0, 2.0]", 'holding_cost = { file = "costs.npy" }'),
+        ("lead_time = [1, 3]", 'lead_time = { file = "leads.csv" }'),
     )
     assert setting.lead_time_range == (2, 7)
-    assert setting.network.nodes[0].holding_cost == pytest.approx(1.15 / 3)  # the typical value
-    assert setting.network.edges[0].lead_time == 2
+    assert setting.network.nodes[1].holding_cost == pytest.approx(1.15 / 3)  # the typical value
+    assert setting.network.edges[1].lead_time == 2
     parameters = scenario_parameters(setting, make_simulator(setting), 3)
-    assert parameters.lead_time[:, 0].tolist() == [2, 7, 2]
-    np.testing.assert_allclose(parameters.holding_cost[:, 0], [0.25, 0.5, 0.4], rtol=1e-6)
+    assert parameters.lead_time[:, 1].tolist() == [2, 7, 2]
+    np.testing.assert_allclose(parameters.holding_cost[:, 2], [0.25, 0.5, 0.4], rtol=1e-6)
 
 
 def test_overrides(tmp_path: Path) -> None:
@@ -484,6 +477,18 @@ def test_overrides(tmp_path: Path) -> None:
     assert (changed.title, changed.initial_periods, changed.seeds["demand_seed"]) == ("Two shops", 2, 7)
     assert changed.demand.mean.tolist() == [2.5, 2.5]
     assert load_setting(path).network.goal == "cost"
+
+
+def test_past_demand_of_fresh_and_of_the_papers_paths() -> None:
+    setting = small("one_store_lost", **{"demand.history": 3})
+    simulator = make_simulator(setting, dtype=torch.float64)
+    fresh = fresh_scenarios(setting, simulator, batch=2, periods=6, generator=torch.Generator().manual_seed(0))
+    assert (fresh.periods, fresh.history, fresh.demand.shape[0]) == (6, 3, 9)
+    dev, train = (paper_scenarios(setting, simulator, split) for split in ("dev", "train"))  # type: ignore[arg-type]
+    assert (dev.periods, train.periods, dev.history) == (9, 5, 3)
+    seen = simulator.observe(dev, dev.slots, 2).past_demand
+    assert seen is not None
+    torch.testing.assert_close(seen[:, 0], dev.demand[2:5, :, 0].T)
 
 
 def test_initial_stock_is_uniform_in_its_range(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 EPSILON = 1e-10
+TINY_WISH = 1e-6
+"""Added to the wishes of a hub that must ship everything, so that wishes of 0 still share its stock evenly."""
 
 
 def proportional(
@@ -28,13 +30,15 @@ def proportional(
     competes for the stock but is not shipped. ship_all: 1 for hubs that may not hold stock, whose outflow is
     scaled up to all they have as well. Stock below 0 (backlog) ships nothing.
     """
+    if ship_all is not None:
+        wanted = wanted + TINY_WISH * (source @ ship_all)
     total = wanted @ source
     if keep is not None:
         total = total + keep
-    ratio = on_hand.clamp(min=0) / (total + EPSILON)
-    limit = ratio.clamp(max=1)
+    stock = on_hand.clamp(min=0)
+    limit = (stock / (total + EPSILON)).clamp(max=1)
     if ship_all is not None:
-        limit = torch.where(ship_all > 0, ratio, limit)
+        limit = torch.where(ship_all > 0, stock / torch.where(ship_all > 0, total, 1.0), limit)
     unlimited = 1.0 - source.sum(1)
     return wanted * torch.nn.functional.linear(limit, source, unlimited)
 

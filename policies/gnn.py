@@ -52,7 +52,6 @@ class InventoryGNN(nn.Module):
     edge_scale: Tensor
     static: Tensor
     into: Tensor
-    has_source: Tensor
     starts: Tensor
     ends: Tensor
     mix: Tensor
@@ -87,7 +86,7 @@ class InventoryGNN(nn.Module):
         ``skip``. rounds: None for the longest path between nodes (at least 1)."""
         super().__init__()
         n, stores = topology.num_nodes, topology.num_stores
-        self.num_slots, self.history, self.scaled = num_slots, history, scaled
+        self.num_slots, self.history, self.time_features, self.scaled = num_slots, history, time_features, scaled
         self._warehouses = topology.num_warehouses
         self.rounds = max(1, max(topology.depth) - 1) if rounds is None else rounds
         self._ships = bool(shipping_nodes(topology))
@@ -100,7 +99,6 @@ class InventoryGNN(nn.Module):
         start, end = (one_hot[list(ends)] for ends in zip(*graph, strict=True))
         degrees = [side.sum(0).clamp(min=1).sqrt()[:, None] for side in (end, start)]
         self.register_buffer("into", end[: self._real], persistent=False)
-        self.register_buffer("has_source", start.sum(1, keepdim=True), persistent=False)
         self.register_buffer("starts", start, persistent=False)
         self.register_buffer("ends", end, persistent=False)
         self.register_buffer("mix", torch.cat([end.T / degrees[0], start.T / degrees[1]]), persistent=False)
@@ -179,7 +177,7 @@ class InventoryGNN(nn.Module):
         """
         static = self.static_features(parameters) @ self.node_static.weight.t() + self.node_dynamic.bias
         lead = nn.functional.pad(parameters.lead_time, (0, self._edges - self._real)).movedim(-1, 0)[..., None]
-        fixed = lead * self.edge_lead.weight.t() + _insert(self.has_source * self.edge_from.bias, lead.ndim)
+        fixed = lead * self.edge_lead.weight.t() + self.edge_from.bias
         dynamic_weight, update_edge_weight = self.node_dynamic.weight.t(), self.update_edge.weight.t()
         edge_ends = self.edge_from.weight.t(), self.edge_to.weight.t()
         update_ends = self.update_from.weight.t(), self.update_to.weight.t()
@@ -248,8 +246,8 @@ class InventoryGNN(nn.Module):
             else:
                 by_node = observation.past_demand.transpose(-1, -2) @ self.flow.by_node
                 parts.append(by_node.movedim(-1, 0) / scale - 1.0)
-            if observation.time is not None:
-                parts.append(observation.time.expand(*slots.shape[:-1], -1))
+        if observation.time is not None and self.time_features:
+            parts.append(observation.time.expand(*slots.shape[:-1], -1))
         if self.echelon:
             position = (self.echelon_share @ slots.sum(-1).flatten(1)).view(slots.shape[:-1])[..., None]
             parts.append(position / scale - _insert(self.levels[:, None], slots.ndim))

@@ -60,7 +60,7 @@ class CappedBaseStock(nn.Module):
 
     def bind(self, parameters: Any) -> Callable[[Observation], Float[Tensor, "... 1"]]:
         """The rule with level and cap in units, worked out once for a rollout."""
-        level, cap = self.level * self.scale, self.cap * self.scale
+        level, cap = self.level * self.scale, (self.cap * self.scale).clamp(min=0)
         return lambda observation: torch.minimum((level - inventory_position(observation.slots)).clamp(min=0), cap)
 
 
@@ -68,7 +68,8 @@ class EchelonStock(nn.Module):
     """Serial system: stage k orders min((S_k - echelon position)^+, stock of stage k - 1) (Clark and Scarf 1960).
 
     levels: initial echelon levels, upstream first; they are kept as positive increments from the store up, so
-    that they always decrease downstream.
+    that they always decrease downstream. A level above one further upstream is lowered to it: it could never be
+    reached, so the policy is the same.
     """
 
     def __init__(self, topology: Topology, *, levels: Sequence[float], scale: float = 1.0) -> None:
@@ -79,9 +80,9 @@ class EchelonStock(nn.Module):
         if len(levels) != topology.num_nodes:
             raise ValueError(f"levels has {len(levels)} values; valid: {topology.num_nodes}, one for each stage")
         self.scale = scale
-        downstream_first = vector(list(levels)[::-1]) / scale
+        downstream_first = vector(levels).cummin(0).values.flip(0) / scale
         increments = torch.diff(downstream_first, prepend=torch.zeros(1)).clamp(min=1e-3)
-        self.increments = nn.Parameter(torch.log(torch.expm1(increments)))
+        self.increments = nn.Parameter(increments + torch.log(-torch.expm1(-increments)))  # inverse of softplus
 
     @property
     def levels(self) -> Float[Tensor, " nodes"]:
@@ -92,7 +93,7 @@ class EchelonStock(nn.Module):
         position = inventory_position(observation.slots)
         echelon = position.flip(-1).cumsum(-1).flip(-1)
         wanted = (self.levels - echelon).clamp(min=0)
-        on_hand = observation.slots[0]
+        on_hand = observation.slots[0].clamp(min=0)
         available = nn.functional.pad(on_hand[..., :-1], (1, 0), value=math.inf)
         return torch.minimum(wanted, available)
 
@@ -100,15 +101,14 @@ class EchelonStock(nn.Module):
 class StoreAndWarehouseBaseStock(nn.Module):
     """Stores order up to S_i and share their warehouse's stock in proportion; the warehouse holds an echelon level.
 
-    One warehouse and its stores, or any two-stage network in which every store uses one of its edges: the edge
-    from the warehouse with the shortest lead time. Both levels are parameters (spec: tuned heuristic).
+    For two stages: warehouses supplied from outside, and stores. A store uses one of its edges, that from the
+    warehouse with the shortest lead time, or the supplier's if it has no warehouse. Both levels are parameters.
     """
 
     source: Tensor
-    mask: Tensor
     feeds: Tensor
-    supplier: Tensor
     to_node: Tensor
+    ship_all: Tensor
 
     def __init__(
         self,
@@ -120,6 +120,9 @@ class StoreAndWarehouseBaseStock(nn.Module):
     ) -> None:
         super().__init__()
         w, s, e = topology.num_warehouses, topology.num_stores, topology.num_edges
+        for i, j in zip(topology.edge_source, topology.edge_destination, strict=True):
+            if i >= w or (j < w and i >= 0):
+                raise ValueError("store_base_stock needs two stages: warehouses supplied from outside, then stores")
         if len(store_levels) != s or len(warehouse_levels) != w:
             raise ValueError(
                 f"got {len(store_levels)} store levels and {len(warehouse_levels)} warehouse levels; valid: {s} and {w}"
@@ -127,17 +130,17 @@ class StoreAndWarehouseBaseStock(nn.Module):
         self.scale = scale
         self.store_levels = nn.Parameter(vector(store_levels) / scale)
         self.warehouse_levels = nn.Parameter(vector(warehouse_levels) / scale)
-        used = _fastest_edges(topology)
-        mask, to_node = torch.zeros(e), torch.zeros(topology.num_nodes, e)
+        used = _used_edges(topology)
+        to_node = torch.zeros(topology.num_nodes, e)
         feeds = torch.zeros(s, w)
         for edge, (i, j) in enumerate(zip(topology.edge_source, topology.edge_destination, strict=True)):
-            if i < 0 or edge in used:
-                mask[edge] = 1.0
-                to_node[j, edge] = 1.0
             if edge in used:
+                to_node[j, edge] = 1.0
+            if edge in used and i >= 0:
                 feeds[j - w, i] = 1.0
         self.register_buffer("source", source_matrix(topology))
-        self.register_buffer("mask", mask)
+        self.register_buffer("ship_all", vector(topology.must_ship_all))
+        self._any_must = any(topology.must_ship_all)
         self.register_buffer("feeds", feeds)
         self.register_buffer("to_node", to_node)
         self._warehouses = w
@@ -150,7 +153,9 @@ class StoreAndWarehouseBaseStock(nn.Module):
         wanted_store = (self.store_levels * self.scale - stores).clamp(min=0)
         wanted_warehouse = (self.warehouse_levels * self.scale - echelon).clamp(min=0)
         wanted = torch.cat([wanted_warehouse, wanted_store], -1) @ self.to_node
-        return feasibility.proportional(wanted, observation.slots[0], self.source)
+        return feasibility.proportional(
+            wanted, observation.slots[0], self.source, ship_all=self.ship_all if self._any_must else None
+        )
 
 
 class BalancedAllocation(nn.Module):
@@ -176,7 +181,7 @@ class BalancedAllocation(nn.Module):
         relaxed: bool = False,
     ) -> None:
         super().__init__()
-        if topology.num_warehouses != 1 or not topology.is_arborescence:
+        if list(topology.edge_source) != [-1] + [0] * topology.num_stores or topology.num_warehouses != 1:
             raise ValueError("balanced allocation needs one warehouse that supplies every store")
         self.scale, self.relaxed = scale, relaxed
         self.level = nn.Parameter(torch.tensor(level / scale))
@@ -213,11 +218,10 @@ def water_fill(
     return (need + k * weight).clamp(min=0)
 
 
-def _fastest_edges(topology: Topology) -> set[int]:
-    """For each store, its incoming edge from a warehouse with the smallest lead time (the first of equals)."""
-    best: dict[int, int] = {}
+def _used_edges(topology: Topology) -> set[int]:
+    """For each node, the incoming edge with the smallest lead time (the first of equals), from a warehouse if any."""
+    best: dict[int, tuple[bool, int, int]] = {}
     for edge, (i, j) in enumerate(zip(topology.edge_source, topology.edge_destination, strict=True)):
-        is_lane = i >= 0 and j >= topology.num_warehouses
-        if is_lane and (j not in best or topology.lead_times[edge] < topology.lead_times[best[j]]):
-            best[j] = edge
-    return set(best.values())
+        rank = (i < 0, topology.lead_times[edge], edge)
+        best[j] = min(best.get(j, rank), rank)
+    return {edge for _, _, edge in best.values()}

@@ -156,13 +156,12 @@ class PlainGNN(nn.Module):
     def __init__(self, policy: InventoryGNN) -> None:
         super().__init__()
         p = policy
-        # The first layer over edges sees (source, destination, lead time, has a source): the outside has no bias.
-        from_bias = p.edge_from.bias[:, None]
         self.node = nn.Sequential(
             _linear([p.node_dynamic.weight, p.node_static.weight], p.node_dynamic.bias), *_copies(p.node_rest)
         )
         self.edge = nn.Sequential(
-            _linear([p.edge_from.weight, p.edge_to.weight, p.edge_lead.weight, from_bias]), *_copies(p.edge_rest)
+            _linear([p.edge_from.weight, p.edge_to.weight, p.edge_lead.weight], p.edge_from.bias),
+            *_copies(p.edge_rest),
         )
         self.node_update = nn.Sequential(*_copies(p.node_update))
         self.edge_update = nn.Sequential(
@@ -180,12 +179,11 @@ class PlainGNN(nn.Module):
 
     def forward(self, observation: Data) -> Data:
         slots, features = self.features(observation)
-        batch, num_nodes = slots.shape[:2]
+        num_nodes = slots.shape[1]
         graph, lead_times = self.graph(observation)
 
         n = self.node(features)
-        has_source = [slots.new_full((batch, 1), float(start >= 0)) for start, _ in graph]
-        e = self.edge(torch.cat([ends(n, graph), lead_times, torch.stack(has_source, dim=1)], dim=2))
+        e = self.edge(torch.cat([ends(n, graph), lead_times], dim=2))
         for _ in range(self.rounds):
             incoming, outgoing = [], []
             for node in range(num_nodes):

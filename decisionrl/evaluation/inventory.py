@@ -18,6 +18,8 @@ from decisionrl.seeding import generator
 CHUNK_BYTES = 64 * 2**20
 """Demand is drawn and simulated in chunks of about this many bytes, whatever the horizon."""
 
+ALMOST_WHOLE = 1e-4
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -49,17 +51,21 @@ def evaluate_policies(
     """Mean cost per period and store of several policies on the same fresh demand paths.
 
     Streams: memory does not grow with ``periods``. Demand comes from the stream (seed, "evaluation"), never
-    the training one. whole_units: round orders to whole units (default: where demand comes in whole units and
-    stores are supplied from outside, as the paper does for Poisson demand). Feasibility and unit conservation
-    are asserted over the first 16 periods, and InfeasibleOrderError raised, except for the policies named in
-    ``unchecked`` (relaxed systems that serve as bounds).
+    the training one. whole_units: start from whole units and round orders (default: where demand comes in whole
+    units, as the paper does for Poisson demand). Feasibility and unit conservation are asserted over the first 16
+    periods, and InfeasibleOrderError raised, except for the policies named in ``unchecked`` (relaxed systems that
+    serve as bounds).
     """
+    if not 0 <= warmup < periods:
+        raise ValueError(f"warmup = {warmup}; valid: 0 to periods - 1 = {periods - 1}")
     demand = stationary_demand(setting)
     rng = generator(seed, "evaluation", simulator.device)
     if whole_units is None:
         whole_units = demand.integer
     stores = setting.network.num_stores
     start = initial_slots(setting, simulator, scenarios, rng)
+    if whole_units:
+        start = tuple(slot.round() for slot in start)
     states = dict.fromkeys(policies, start)
     totals = {name: torch.zeros(scenarios, dtype=torch.float64, device=simulator.device) for name in policies}
     chunk = max(1, min(100, CHUNK_BYTES // (scenarios * stores * 4)))
@@ -96,7 +102,7 @@ def evaluate_on_series(
 ) -> dict[str, Evaluation]:
     """Mean cost per period and store on one split of a setting's series; oracles are shown future demand."""
     scenario = series_scenarios(setting, simulator, split)  # type: ignore[arg-type]
-    ignore = setting.phases[split].ignore
+    ignore = setting.phase(split).ignore
     result = {}
     with torch.no_grad():
         for name, policy in policies.items():
@@ -106,12 +112,29 @@ def evaluate_on_series(
 
 
 def _rounded(policy: Policy, simulator: Simulator) -> Policy:
-    """Whole units: orders from the supplier to the nearest, shipments down, so that they stay feasible."""
-    outside = torch.tensor([i < 0 for i in simulator.network.edge_source], device=simulator.device)
+    """Whole units: orders from the supplier to the nearest; shipments down, so that they stay feasible.
+
+    Where a hub must ship all it has, what rounding down leaves goes to the edges with the largest fractions.
+    """
+    network = simulator.network
+    outside = torch.tensor([i < 0 for i in network.edge_source], device=simulator.device)
+    hubs = [
+        (node, [edge for edge, i in enumerate(network.edge_source) if i == node])
+        for node, must in enumerate(network.must_ship_all)
+        if must
+    ]
 
     def act(observation: Observation) -> Tensor:
         orders = policy(observation)
-        return torch.where(outside, orders.round(), orders.floor())
+        # A share such as 2.9999998 is 3 units that float arithmetic has touched.
+        whole = torch.where(outside, orders.round(), (orders + ALMOST_WHOLE).floor())
+        for node, edges in hubs:
+            shares = orders[..., edges]
+            floors = (shares + ALMOST_WHOLE).floor()
+            left = observation.slots[0][..., node : node + 1].round() - floors.sum(-1, keepdim=True)
+            rank = (floors - shares).argsort(dim=-1, stable=True).argsort(dim=-1)  # largest fraction first
+            whole[..., edges] = floors + (rank < left)
+        return whole
 
     return act
 

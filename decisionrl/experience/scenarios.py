@@ -9,7 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decisionrl.envs.inventory.scenarios import fresh_scenarios, initial_slots, series_scenarios, take
+from decisionrl.envs.inventory.scenarios import (
+    fresh_scenarios,
+    initial_slots,
+    series_scenarios,
+    stationary_demand,
+    take,
+)
 from decisionrl.envs.inventory.setting import Setting
 from decisionrl.envs.inventory.simulator import Parameters, Scenario, Simulator, Slots
 from decisionrl.learner import Update
@@ -41,6 +47,10 @@ class ContinuingScenarios:
     ) -> None:
         if not 0 <= redraw <= 1:
             raise ValueError(f"redraw = {redraw}; valid: a share of the states, 0 to 1")
+        for name, value in (("batch", batch), ("periods", periods), ("redraw_every", redraw_every)):
+            if value < 1:
+                raise ValueError(f"{name} = {value}; valid: a whole number >= 1")
+        stationary_demand(setting)  # raises for a finite table of series
         self.setting, self.simulator = setting, simulator
         self.batch, self.periods, self.generator = batch, periods, generator
         self.redraw_every, self._redrawn = redraw_every, round(redraw * batch)
@@ -95,6 +105,8 @@ class FiniteScenarios:
     steps_per_sample = 1
 
     def __init__(self, scenario: Scenario, *, batch: int, generator: torch.Generator) -> None:
+        if batch < 1:
+            raise ValueError(f"batch = {batch}; valid: a whole number >= 1")
         self.scenario, self.batch, self.generator = scenario, batch, generator
         self._order = torch.empty(0, dtype=torch.int64)
         self._position = 0

@@ -139,7 +139,7 @@ def hdpo(
         training_set = paper_scenarios(chosen, simulator, "train")
         if train_scenarios is not None:
             training_set = take(training_set, slice(0, train_scenarios))
-        batch, periods = min(batch or chosen.phases["train"].batch, training_set.batch), training_set.periods
+        batch, periods = min(batch or chosen.phase("train").batch, training_set.batch), training_set.periods
         source = FiniteScenarios(training_set, batch=batch, generator=rng)
     learner = GradientLearner(
         actor,

@@ -78,7 +78,9 @@ class Build:
     def newsvendor_levels(self) -> np.ndarray:
         """(L + 1) mean + z sqrt(L + 1) std for each store: where levels start."""
         lead = self.store_lead_times()
-        z = stats.norm.ppf(self.underage / (self.underage + self.store_holding))
+        # The newsvendor's fractile p / (p + h); a store with a cost of 0 would start at an infinite level.
+        fractile = self.underage / np.maximum(self.underage + self.store_holding, 1e-9)
+        z = stats.norm.ppf(fractile.clip(0.01, 0.99))
         demand = self.setting.demand
         return np.asarray((lead + 1) * demand.mean + z * np.sqrt(lead + 1.0) * demand.std)
 

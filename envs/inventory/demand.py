@@ -6,6 +6,7 @@ device. ``SeriesDemand`` holds a finite table of real or generated series.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from datetime import date, timedelta
 from functools import cached_property
@@ -165,11 +166,16 @@ class SeriesDemand:
 
     def __post_init__(self) -> None:
         if self.table.ndim != 3:
-            raise DemandError(f"demand series have shape {tuple(self.table.shape)}; valid: [items, stores, periods]")
+            raise DemandError(f"the series have the shape {list(self.table.shape)}; valid: [items, stores, periods]")
+        if 0 in self.table.shape:
+            raise DemandError(f"the series have the shape {list(self.table.shape)}; valid: at least one of each")
         bad = int((~torch.isfinite(self.table)).sum())
         if bad:
-            where = tuple(int(i) for i in (~torch.isfinite(self.table)).nonzero()[0])
-            raise DemandError(f"demand series hold {bad} values that are NaN or infinite, the first at {where}")
+            item, store, period = (int(i) for i in (~torch.isfinite(self.table)).nonzero()[0])
+            raise DemandError(
+                f"the series hold {bad} missing, NaN or infinite values, the first at item {item}, store {store}, "
+                f"period {period} (counted from 0); valid are finite numbers"
+            )
 
     @property
     def mean(self) -> NDArray[np.float64]:
@@ -244,12 +250,7 @@ def read_series(path: str | Path, *, start: date = date(2013, 1, 1)) -> SeriesDe
         raise DemandError(f"{path}: no such data file")
     try:
         if path.suffix == ".pt":
-            values = torch.load(path, weights_only=True, map_location="cpu")
-            if not isinstance(values, Tensor):
-                raise DemandError(
-                    f"{path}: holds a {type(values).__name__}; valid is one tensor [items, stores, periods]"
-                )
-            table = values.float()
+            table = load_tensor(path).float()
         elif path.suffix == ".npy":
             table = torch.from_numpy(np.load(path, allow_pickle=False)).float()
         elif path.suffix in (".csv", ".parquet"):
@@ -260,7 +261,24 @@ def read_series(path: str | Path, *, start: date = date(2013, 1, 1)) -> SeriesDe
     except DemandError as error:
         raise DemandError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     except Exception as error:
-        raise DemandError(f"{path}: cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})") from error
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DemandError(f"{path}: cannot be read as a {path.suffix} file of numbers ({first_line})") from error
+
+
+def load_tensor(path: Path) -> Tensor:
+    """The one tensor a .pt file holds. Nothing in the file is run; DemandError if it is anything else."""
+    try:
+        values = torch.load(path, weights_only=True, map_location="cpu")
+    except OSError:
+        raise
+    except Exception:
+        raise DemandError(
+            f"{path}: is not a tensor saved by torch.save (or it holds more than plain tensors, which is refused, "
+            "since loading it could run code)"
+        ) from None
+    if not isinstance(values, Tensor):
+        raise DemandError(f"{path}: holds a {type(values).__name__}; valid is one tensor")
+    return values
 
 
 def _read_table(path: Path, start: date) -> tuple[Tensor, date]:
@@ -283,8 +301,9 @@ def _read_table(path: Path, start: date) -> tuple[Tensor, date]:
     if len(pivot) != len(items) * len(stores):
         raise DemandError(f"{path}: {len(items)} items x {len(stores)} stores, but only {len(pivot)} pairs have rows")
     values = pivot.sort_index().to_numpy(dtype=np.float32, copy=True).reshape(len(items), len(stores), -1)
-    if not np.issubdtype(pivot.columns.dtype, np.number):
-        start = pd.Timestamp(str(pivot.columns[0])).date()
+    if not pd.api.types.is_numeric_dtype(pivot.columns.dtype):
+        with contextlib.suppress(ValueError):  # labels that are no dates are in order all the same
+            start = pd.Timestamp(str(pivot.columns[0])).date()
     return torch.from_numpy(values), start
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -65,7 +66,7 @@ class Edge:
 
     def __post_init__(self) -> None:
         where = f"edge {self.name!r}"
-        if isinstance(self.lead_time, bool) or self.lead_time != int(self.lead_time) or self.lead_time < 1:
+        if isinstance(self.lead_time, bool) or not isinstance(self.lead_time, Integral) or self.lead_time < 1:
             raise NetworkError(
                 f"{where}: lead_time = {self.lead_time!r}; valid is a whole number >= 1 "
                 "(a lane that does not exist is left out, it has no lead time 0)"
@@ -216,6 +217,10 @@ def _check_topology(nodes: Sequence[Node], edges: Sequence[Edge]) -> None:
             raise NetworkError(f"node {node.name!r} has neither demand (underage_cost) nor an outgoing edge")
 
 
+def _into(edge: Edge, nodes: Sequence[Node]) -> bool:
+    return any(edge.destination == node.name for node in nodes)
+
+
 def _topological_order(nodes: Sequence[Node], edges: Sequence[Edge]) -> list[Node]:
     """Kahn's algorithm, stable, warehouses before stores where the edges allow it."""
     remaining = list(nodes)
@@ -224,6 +229,11 @@ def _topological_order(nodes: Sequence[Node], edges: Sequence[Edge]) -> list[Nod
         done = {node.name for node in placed} | {SUPPLIER}
         ready = [n for n in remaining if all(e.source in done for e in edges if e.destination == n.name)]
         if not ready:
+            while True:  # drop what only hangs below the cycle
+                supplying = [n for n in remaining if any(e.source == n.name and _into(e, remaining) for e in edges)]
+                if len(supplying) == len(remaining):
+                    break
+                remaining = supplying
             cycle = ", ".join(node.name for node in remaining)
             raise NetworkError(f"the edges form a cycle among the nodes {cycle}; a network must be acyclic")
         ready.sort(key=lambda n: n.underage_cost is not None)

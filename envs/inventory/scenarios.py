@@ -24,7 +24,7 @@ def make_simulator(
         setting.network,
         device=device,
         dtype=dtype,
-        min_slots=setting.initial_periods,
+        min_slots=setting.stocked_slots,
         lead_time_range=setting.lead_time_range,
     )
 
@@ -42,13 +42,12 @@ def stationary_demand(setting: Setting) -> StationaryDemand:
 def initial_slots(setting: Setting, simulator: Simulator, batch: int, generator: torch.Generator) -> Slots:
     """Stores start with uniform multiples of their mean demand in the first slots, warehouses empty."""
     network = setting.network
-    shape = (setting.initial_periods, batch, network.num_stores)
+    shape = (setting.stocked_slots, batch, network.num_stores)
     low, high = setting.initial_stock
     draws = torch.rand(shape, generator=generator, device=simulator.device, dtype=simulator.dtype)
     mean = torch.as_tensor(setting.demand.mean, device=simulator.device, dtype=simulator.dtype)
     stock = simulator.node_demand((low + (high - low) * draws) * mean)
-    empty = simulator.empty_slots(batch)
-    return (*stock.unbind(0), *empty[setting.initial_periods :])
+    return (*stock.unbind(0), *simulator.empty_slots(batch)[setting.stocked_slots :])
 
 
 def fresh_scenarios(
@@ -99,7 +98,7 @@ def series_scenarios(setting: Setting, simulator: Simulator, split: Split) -> Sc
     demand = setting.demand
     if not isinstance(demand, SeriesDemand):
         raise DemandError(f"setting {setting.name!r} has no series; it draws its demand")
-    phase = setting.phases[split]
+    phase = setting.phase(split)
     first, last = phase.columns or (0, demand.table.shape[2])
     last = min(last, first + setting.history + phase.periods)
     table = demand.table[: phase.scenarios, :, first:last]
@@ -135,36 +134,36 @@ def paper_scenarios(
     if setting.is_series:
         return series_scenarios(setting, simulator, split)
     demand = stationary_demand(setting)
-    network, phases = setting.network, setting.phases
+    network = setting.network
     shift = 0
     if network.num_nodes == 1:
         store = network.nodes[0]
         shift = int(network.lead_times[0] + 10 * (store.underage_cost or 0.0))
     if split == "test":
-        total, horizon = phases["test"].scenarios, phases["test"].periods
+        total, horizon = setting.phase("test").scenarios, setting.phase("test").periods
         seed, stock_seed = setting.seeds["test_demand_seed"], setting.seeds["test_initial_stock_seed"]
     else:
-        total = phases["train"].scenarios + phases["dev"].scenarios
-        horizon = max(phases["train"].periods, phases["dev"].periods)
+        train, dev = setting.phase("train"), setting.phase("dev")
+        total, horizon = train.scenarios + dev.scenarios, max(train.periods, dev.periods)
         seed, stock_seed = setting.seeds["demand_seed"], setting.seeds["initial_stock_seed"]
     total, horizon = scenarios or total, periods or horizon
-    paths = demand.sample_legacy(np.random.RandomState(seed + shift), total, horizon)
+    paths = demand.sample_legacy(np.random.RandomState(seed + shift), total, setting.history + horizon)
     mean = paths.mean(axis=(0, 2))
     low, high = setting.initial_stock
-    multiples = np.random.RandomState(stock_seed).uniform(low, high, (total, len(mean), setting.initial_periods))
+    multiples = np.random.RandomState(stock_seed).uniform(low, high, (total, len(mean), setting.stocked_slots))
     stock = simulator.node_demand(_tensor(multiples * mean[None, :, None], simulator).permute(2, 0, 1))
     empty = simulator.empty_slots(total)
     everything = Scenario(
-        slots=(*stock.unbind(0), *empty[setting.initial_periods :]),
+        slots=(*stock.unbind(0), *empty[setting.stocked_slots :]),
         demand=_tensor(paths, simulator).permute(2, 0, 1).contiguous(),
         parameters=scenario_parameters(setting, simulator, total),
+        history=setting.history,
     )
     if split == "test" or scenarios is not None:
         return everything
-    dev = phases["dev"].scenarios
-    index = slice(0, dev) if split == "dev" else slice(dev, None)
+    index = slice(0, dev.scenarios) if split == "dev" else slice(dev.scenarios, None)
     part = take(everything, index)
-    return dataclasses.replace(part, demand=part.demand[: phases[split].periods])
+    return dataclasses.replace(part, demand=part.demand[: setting.history + setting.phase(split).periods])
 
 
 def take(scenario: Scenario, index: Tensor | slice) -> Scenario:

@@ -13,7 +13,7 @@ dimensions, so a sweep over parameter settings is one more leading dimension, an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from decisionrl.envs.inventory.network import Network
+from decisionrl.envs.inventory.network import Network, NetworkError
 
 Slots = tuple[Tensor, ...]
 
@@ -127,17 +127,22 @@ class Simulator:
         min_slots: int = 1,
         lead_time_range: tuple[int, int] | None = None,
     ) -> None:
-        """min_slots: pipeline length at least this. lead_time_range: some lead times vary by scenario within it."""
+        """min_slots: pipeline length at least this. lead_time_range: [first, last] of the lead times that vary by
+        scenario; the others are the network's."""
         self.network = network
         self.device = torch.device(device)
         self.dtype = dtype
         self.varying_lead_times = lead_time_range is not None
-        possible = set(network.lead_times)
+        lead_times = set(network.lead_times)
         if lead_time_range is not None:
-            possible |= set(range(lead_time_range[0], lead_time_range[1] + 1))
-        self._lead_times = sorted(possible)
+            first, last = lead_time_range
+            if not 1 <= first <= last:
+                raise NetworkError(f"lead_time_range = {[first, last]}; valid: whole periods, last >= first >= 1")
+            lead_times.update(range(first, last + 1))
+        self._lead_times = sorted(lead_times)
         self.num_slots = max(self._lead_times[-1], min_slots)
         n, e = network.num_nodes, network.num_edges
+        self._num_warehouses = network.num_warehouses  # read here: a cached property breaks a compiled graph
         source = torch.zeros(e, n, device=self.device, dtype=dtype)
         destination = torch.zeros(e, n, device=self.device, dtype=dtype)
         for edge, (i, j) in enumerate(zip(network.edge_source, network.edge_destination, strict=True)):
@@ -171,7 +176,7 @@ class Simulator:
 
     def node_demand(self, demand: Float[Tensor, "... stores"]) -> Float[Tensor, "... nodes"]:
         """Demand by node: zeros for the warehouses, which stand first."""
-        return F.pad(demand, (self.network.num_warehouses, 0)) if self.network.num_warehouses else demand
+        return F.pad(demand, (self._num_warehouses, 0)) if self._num_warehouses else demand
 
     def transition(
         self,
@@ -254,9 +259,14 @@ class Simulator:
         """Drive ``policy`` through all periods of ``scenario``; differentiable in the policy's parameters.
 
         oracle: also show the policy the demand to come. check: assert feasibility and unit conservation in
-        every period (slow, raises InfeasibleOrderError).
+        every period (slow). Orders must be [..., batch, num_edges]; leading dimensions sweep over settings of
+        the policy. Raises InfeasibleOrderError for orders of another shape, and by ``check``.
         """
         slots, parameters, history = scenario.slots, scenario.parameters, scenario.history
+        if len(slots) < self._lead_times[-1]:
+            longest = self._lead_times[-1]
+            raise ValueError(f"the scenario has {len(slots)} slots; valid: at least {longest}, the longest lead time")
+        expected = (scenario.batch, self.network.num_edges)
         by_node = self.node_demand(scenario.demand[history:])
         act = bound(policy, parameters)
         levels: list[Tensor] = []
@@ -264,6 +274,8 @@ class Simulator:
         costs: list[Tensor] = []
         for t, demand in enumerate(by_node.unbind(0)):
             orders = act(self.observe(scenario, slots, t, oracle=oracle))
+            if orders.shape[-2:] != expected:
+                raise self._wrong_shape(orders, expected, t)
             if t == 0 and orders.ndim > demand.ndim:  # a sweep: one more leading dimension from here on
                 slots = tuple(slot.expand(*orders.shape[:-1], -1) for slot in slots)
             following, level = self.transition(slots, orders, demand, parameters)
@@ -278,6 +290,13 @@ class Simulator:
                 costs.append(self.cost(torch.stack(levels), block_orders, block, parameters))
                 levels, placed = [], []
         return Rollout(cost=costs[0] if len(costs) == 1 else torch.cat(costs), slots=slots)
+
+    def _wrong_shape(self, orders: Tensor, expected: tuple[int, int], period: int) -> InfeasibleOrderError:
+        edges = ", ".join(edge.name for edge in self.network.edges)
+        return InfeasibleOrderError(
+            f"period {period}: the policy's orders have shape {list(orders.shape)}; "
+            f"valid: [..., {expected[0]}, {expected[1]}], scenarios by edges ({edges})"
+        )
 
     def observe(self, scenario: Scenario, slots: Slots, period: int, *, oracle: bool = False) -> Observation:
         """What a policy sees at the start of ``period``."""
@@ -307,6 +326,7 @@ class Simulator:
         the stock.
         """
         names = self.network.node_names
+        orders = orders.detach()
         if not bool(torch.isfinite(orders).all()):
             edge = int((~torch.isfinite(orders)).flatten(0, -2).any(0).nonzero()[0])
             raise InfeasibleOrderError(
@@ -328,11 +348,11 @@ class Simulator:
                     f"period {period}: node {names[node]!r} ships {amount:.6g} units more than it has on hand"
                 )
             for node, must in enumerate(self.network.must_ship_all):
-                kept = (slots[0] - shipped - slack)[..., node]
-                if must and bool((kept > 0).any()):
+                kept = (slots[0] - shipped)[..., node]
+                if must and bool((kept > slack[..., node]).any()):
+                    amount = f"{float(kept.max()):.6g} units"
                     raise InfeasibleOrderError(
-                        f"period {period}: node {names[node]!r} keeps {float(kept.max()):.6g} units "
-                        "but may not hold stock"
+                        f"period {period}: node {names[node]!r} keeps {amount} but may not hold stock"
                     )
         sold = demand
         if self.network.unmet_demand == "lost":
@@ -340,9 +360,17 @@ class Simulator:
             sold = torch.minimum(demand, slots[0] - shipped_total)
             sold = torch.where(self._is_store, sold, torch.zeros_like(sold))
         external = [e for e, i in enumerate(self.network.edge_source) if i < 0]
-        before = torch.stack(slots).sum(dim=(0, -1)) + orders[..., external].sum(-1) - sold.sum(-1)
-        after = torch.stack(following).sum(dim=(0, -1))
-        scale = torch.stack(slots).abs().sum(dim=(0, -1)) + orders.sum(-1) + 1
+        before = _units(slots) + orders[..., external].sum(-1) - sold.sum(-1)
+        after = _units(following)
+        scale = _units([slot.abs() for slot in slots]) + orders.sum(-1) + 1
         if bool(((before - after).abs() > tolerance * scale).any()):
             worst = float((before - after).abs().max())
             raise InfeasibleOrderError(f"period {period}: {worst:.6g} units appeared or vanished")
+
+
+def _units(slots: Sequence[Tensor]) -> Float[Tensor, " ..."]:
+    """All units in a pipeline, over nodes and slots (which broadcast in a sweep)."""
+    total = slots[0].detach()
+    for slot in slots[1:]:
+        total = total + slot.detach()
+    return total.sum(-1)

@@ -76,7 +76,7 @@ def plain_gnn_gradients(race: Race) -> dict[str, Tensor]:
     first, update = found["edge.0.weight"], found["edge_update.0.weight"]
     for i, name in enumerate(("edge_from.weight", "edge_to.weight")):
         result[name] = first[:, i * width : (i + 1) * width]
-    result["edge_lead.weight"], result["edge_from.bias"] = first[:, 2 * width : -1], first[:, -1]
+    result["edge_lead.weight"], result["edge_from.bias"] = first[:, 2 * width :], found["edge.0.bias"]
     for i, name in enumerate(("update_edge.weight", "update_from.weight", "update_to.weight")):
         result[name] = update[:, i * width : (i + 1) * width]
     skip = found["skip.weight"]

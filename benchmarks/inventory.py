@@ -14,16 +14,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from torch import nn
 
 from decisionrl.benchmarks.suite import Case, CaseContext, CaseResult, Measurement
 from decisionrl.callbacks import Callback
+from decisionrl.checkpoint import load_weights
+from decisionrl.envs.inventory.scenarios import make_simulator
+from decisionrl.envs.inventory.setting import Setting, load_setting
+from decisionrl.envs.inventory.simulator import Simulator
 from decisionrl.evaluation.inventory import evaluate_policies
-from decisionrl.evaluation.measure import Measured, measure, trace
+from decisionrl.evaluation.measure import Measured, measure, measure_on_series, trace
 from decisionrl.evaluation.references import Reference, best_capped
 from decisionrl.evaluation.series import Curve, Series
 from decisionrl.evaluation.statistics import Estimate, paired_difference
 from decisionrl.experiment import Experiment
-from decisionrl.recipes.hdpo import Evaluator, hdpo
+from decisionrl.recipes.hdpo import Evaluator, dev_evaluation, hdpo
+from decisionrl.recipes.inventory_policies import ORACLES, UNTRAINED, build_policy
 from decisionrl.trainer import Trainer
 
 Profile = Literal["quick", "full"]
@@ -137,6 +145,93 @@ class TrainAndMeasure:
         return rows, Reference(rule_cost, "bound")
 
 
+@dataclass(frozen=True, kw_only=True)
+class SeriesCase:
+    """One policy on a setting of series: trained on windows of the training columns unless it has nothing to
+    train, the weights that do best on the development columns kept, measured on the test columns.
+
+    The just-in-time oracle is the reference; it is inadmissible, and no bound where lanes differ in cost.
+    """
+
+    setting: str
+    policy: str
+    budget: Budget
+
+    def __call__(self, context: CaseContext) -> CaseResult:
+        setting = load_setting(self.setting, data=context.data)
+        simulator = make_simulator(setting, device=context.device)
+        name = self.policy.removesuffix(CHEAPEST)
+        oracle = build_policy("just_in_time", setting, simulator)
+        just_in_time = measure_on_series(oracle, setting, simulator, oracle=True)
+        context.progress(0.05, "training")
+        cpu_seconds, policy = self._policy(setting, simulator, context)
+        own = measure_on_series(policy, setting, simulator, oracle=name in ORACLES)
+        rows = [
+            Measurement("cost", own.cost, just_in_time.cost.value, "oracle"),
+            Measurement("share_of_just_in_time", _share(own.costs, just_in_time.costs), better="higher"),
+            Measurement("training_cpu_seconds", cpu_seconds),
+        ]
+        path, network = trace(policy, setting, simulator, oracle=name in ORACLES)
+        return CaseResult(rows, Series(path=path, network=network))
+
+    def _policy(self, setting: Setting, simulator: Simulator, context: CaseContext) -> tuple[float, nn.Module]:
+        start, name = time.process_time(), self.policy.removesuffix(CHEAPEST)
+        if name in UNTRAINED:
+            policy = build_policy(name, setting, simulator, options=self.budget.options, seed=context.seed)
+            return time.process_time() - start, policy
+        steps = self.budget.steps
+        experiment = hdpo(
+            setting=setting,
+            policy=name,
+            steps=steps,
+            batch=self.budget.batch,
+            learning_rate=self.budget.learning_rate,
+            policy_options=self.budget.options,
+            seed=context.seed,
+            device=context.device,
+        )
+        select = dev_evaluation(setting, simulator, every=max(1, steps // 20))
+        out = context.directory / "run"
+        progress = _Progress(context, steps)
+        Trainer(experiment, callbacks=[select, progress], out=out, resume=True).fit(steps)
+        load_weights(experiment.policy, out / "best.safetensors")
+        return time.process_time() - start, experiment.policy
+
+
+class _Progress(Callback):
+    name = "suite_progress"
+
+    def __init__(self, context: CaseContext, steps: int) -> None:
+        self._context, self._total = context, steps
+
+    def on_step(self, trainer: Trainer) -> None:
+        self._context.progress(trainer.step / self._total, f"update {trainer.step} of {self._total}")
+
+
+def _share(costs: NDArray[np.float64], oracle: NDArray[np.float64]) -> Estimate:
+    """Ratio of mean profits with a bootstrap interval over items, paired."""
+
+    def ratio(a: NDArray[np.float64], b: NDArray[np.float64], axis: int = -1) -> NDArray[np.float64]:
+        return np.asarray(a.mean(axis=axis) / b.mean(axis=axis))
+
+    value = float(ratio(costs, oracle))
+    if np.array_equal(costs, oracle):
+        return Estimate(value, value, value, len(costs))
+    interval = stats.bootstrap(
+        (costs, oracle),
+        ratio,
+        paired=True,
+        vectorized=True,
+        n_resamples=2000,
+        method="percentile",
+        rng=np.random.default_rng(EVALUATION_SEED),
+    ).confidence_interval
+    return Estimate(value, float(interval.low), float(interval.high), len(costs))
+
+
+CHEAPEST = "-cheapest"
+"""Method suffix of the rules that use each store's cheapest lane instead of its fastest."""
+
 EVALUATION_SEED = 20_260_101
 TRAINING_SHARE = 0.8
 RULE_STEPS = {"quick": 400, "full": 2000}
@@ -243,6 +338,26 @@ FULL: Mapping[tuple[str, str], Budget] = {
     ("many_warehouses_lost_demand", "gnn"): Budget(steps=2000, batch=28, **GNN_FULL),
 }
 
+RULE_NAMES = ("quantile_nv", "returns_nv", "fixed_quantile", "transformed_nv", "just_in_time")
+SERIES_QUICK: Mapping[tuple[str, str], Budget] = {
+    ("one_store_real_data_lost_demand", "data_driven_net"): Budget(steps=500),
+    **{("one_store_real_data_lost_demand", rule): Budget(steps=60) for rule in RULE_NAMES},
+    ("many_warehouses_real_data_lost_demand", "data_driven_net"): Budget(steps=500),
+    ("many_warehouses_real_data_lost_demand", "gnn"): Budget(steps=150),
+    **{("many_warehouses_real_data_lost_demand", rule): Budget(steps=60) for rule in RULE_NAMES},
+}
+SERIES_FULL: Mapping[tuple[str, str], Budget] = {
+    ("one_store_real_data_lost_demand", "data_driven_net"): Budget(steps=800, batch=512, learning_rate=0.005),
+    **{("one_store_real_data_lost_demand", rule): Budget(steps=200) for rule in RULE_NAMES},
+    ("many_warehouses_real_data_lost_demand", "data_driven_net"): Budget(steps=1600, learning_rate=0.005),
+    ("many_warehouses_real_data_lost_demand", "gnn"): Budget(steps=1500),
+    **{("many_warehouses_real_data_lost_demand", rule): Budget(steps=200) for rule in RULE_NAMES},
+    **{
+        ("many_warehouses_real_data_lost_demand", f"{rule}-cheapest"): Budget(steps=200, options={"lane": "cheapest"})
+        for rule in RULE_NAMES
+    },
+}
+
 LOST_CELLS = [(lead, p) for lead in (1, 2, 3, 4) for p in (4, 9, 19, 39)]
 SERIAL_CELLS = [(4, p) for p in (4, 9, 19, 39)] + [(lead, 9) for lead in (1, 2, 3)]
 """(store lead time, underage cost) of the cells of the full profile; the default cell goes by the plain name."""
@@ -256,6 +371,12 @@ def cases(profile: str, data: Path | None) -> list[Case]:
         if profile == "full" and not method.endswith(PAPER):
             cells = {"one_store_lost": LOST_CELLS, "serial_system": SERIAL_CELLS}.get(setting, cells)
         chosen += [_case(setting, method, budget, cell) for cell in cells]
+    label = "" if data is not None else "-synthetic"
+    series = SERIES_QUICK if profile == "quick" else SERIES_FULL
+    for (setting, policy), budget in series.items():
+        run = SeriesCase(setting=setting, policy=policy, budget=budget)
+        hint = budget.steps * (20.0 if policy == "gnn" else 3.0)
+        chosen.append(Case(setting.replace("_real_data", "_series") + label, policy, run, cost=hint))
     return chosen
 
 

@@ -101,7 +101,7 @@ def hdpo(
     if protocol == "paper":
         options = {**paper_options(chosen, policy), **options}
         learning_rate = learning_rate or paper_learning_rate(chosen, policy)
-    learning_rate = learning_rate or LEARNING_RATES.get(policy, 0.01)
+    learning_rate = learning_rate or (0.01 if protocol == "windows" else LEARNING_RATES.get(policy, 0.01))
     actor = build_policy(policy, chosen, simulator, options=options, seed=seed)
     trainable = [parameter for parameter in actor.parameters() if parameter.requires_grad]
     if not trainable:

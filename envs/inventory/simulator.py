@@ -268,7 +268,7 @@ class Simulator:
             levels.append(level)
             all_orders.append(orders)
         if levels[0].shape != levels[-1].shape:  # a sweep reaches a node only when its first order arrives
-            levels = list(torch.broadcast_tensors(*levels))
+            levels = list(torch.broadcast_tensors(*levels))  # type: ignore[no-untyped-call]
         level = torch.stack(levels)
         orders = torch.stack(all_orders) if self._has_edge_cost else all_orders[0]
         by_node = by_node.reshape(len(by_node), *(1,) * (level.ndim - by_node.ndim), *by_node.shape[1:])
@@ -333,9 +333,9 @@ class Simulator:
             for node, must in enumerate(self.network.must_ship_all):
                 kept = (slots[0] - shipped)[..., node]
                 if must and bool((kept > slack[..., node]).any()):
-                    amount = f"{float(kept.max()):.6g} units"
+                    most = float(kept.max())
                     raise InfeasibleOrderError(
-                        f"period {period}: node {names[node]!r} keeps {amount} but may not hold stock"
+                        f"period {period}: node {names[node]!r} keeps {most:.6g} units but may not hold stock"
                     )
         sold = demand
         if self.network.unmet_demand == "lost":

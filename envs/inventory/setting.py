@@ -216,7 +216,7 @@ _KINDS = {
 
 
 def _is_number(value: Any, kind: type | tuple[type, ...] = (int, float)) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and bool(np.isfinite(value))
+    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(float(value))  # type: ignore[arg-type]
 
 
 class _Table:

@@ -256,7 +256,7 @@ def longest_way(setting: Setting) -> int:
 
 
 def money_unit(setting: Setting) -> float:
-    """Holding a tenth of the mean demand for one period (profit: a tenth of the mean revenue); sizes gradients."""
+    """Holding a fifth of the mean demand for one period (profit: a tenth of the mean revenue); sizes gradients."""
     stores = [node for node in setting.network.nodes if node.underage_cost is not None]
     mean = float(setting.demand.mean.mean())
     if setting.network.goal == "profit":

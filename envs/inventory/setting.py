@@ -222,7 +222,7 @@ _KINDS = {
 
 
 def _is_number(value: Any, kind: type | tuple[type, ...] = (int, float)) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(float(value))  # type: ignore[arg-type]
 
 
 class _Table:
@@ -350,6 +350,7 @@ def _parse_nodes(
     groups.update({each: [each] for each in names})
     holding = _numbers(table, "holding_cost", count, folder)
     underage = _numbers(table, "underage_cost", count, folder, default=None)
+    penalties: Sequence[float | None] = underage.typical or [None] * count
     holds = table.get("holds_stock", bool, True)
     table.finish()
     for parameter, numbers in (("holding_cost", holding), ("underage_cost", underage)):
@@ -357,7 +358,7 @@ def _parse_nodes(
             per_scenario[parameter] = numbers.source
     return [
         Node(name=n, holding_cost=h, underage_cost=p, holds_stock=holds)
-        for n, h, p in zip(names, holding.typical, underage.typical or [None] * count, strict=True)
+        for n, h, p in zip(names, holding.typical, penalties, strict=True)
     ]
 
 
@@ -644,11 +645,11 @@ def _read_values(path: Path) -> Array:
 def _override(raw: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Set dotted fields: NODE.field, NODE.lead_time (on its incoming edges), demand.field, or a top-level one."""
     raw = copy.deepcopy(raw)
-    nodes, edges = (
+    entries, edges = (
         [e for e in raw[key] if isinstance(e, dict)] if isinstance(raw.get(key), list) else []
         for key in ("nodes", "edges")
     )
-    nodes = {entry["name"]: entry for entry in nodes if isinstance(entry.get("name"), str)}
+    nodes = {entry["name"]: entry for entry in entries if isinstance(entry.get("name"), str)}
     for table in ("demand", "initial_stock", "paper"):
         raw.setdefault(table, {})
     for key, value in overrides.items():

@@ -285,9 +285,10 @@ class Simulator:
             levels.append(level)
             placed.append(orders)
             if len(levels) * level.numel() >= COST_BLOCK or t == scenario.periods - 1:
-                block = by_node[t + 1 - len(levels) : t + 1]
+                block, level = by_node[t + 1 - len(levels) : t + 1], torch.stack(levels)
+                block = block.reshape(len(block), *(1,) * (level.ndim - block.ndim), *block.shape[1:])
                 block_orders = torch.stack(placed) if self._has_edge_cost else orders
-                costs.append(self.cost(torch.stack(levels), block_orders, block, parameters))
+                costs.append(self.cost(level, block_orders, block, parameters))
                 levels, placed = [], []
         return Rollout(cost=costs[0] if len(costs) == 1 else torch.cat(costs), slots=slots)
 
@@ -350,9 +351,9 @@ class Simulator:
             for node, must in enumerate(self.network.must_ship_all):
                 kept = (slots[0] - shipped)[..., node]
                 if must and bool((kept > slack[..., node]).any()):
-                    amount = f"{float(kept.max()):.6g} units"
+                    most = float(kept.max())
                     raise InfeasibleOrderError(
-                        f"period {period}: node {names[node]!r} keeps {amount} but may not hold stock"
+                        f"period {period}: node {names[node]!r} keeps {most:.6g} units but may not hold stock"
                     )
         sold = demand
         if self.network.unmet_demand == "lost":

@@ -169,7 +169,7 @@ def reference(policy: InventoryGNN, net: Network, observation: Observation, samp
         source, target = ends(torch.stack(dynamic))
         wish = wish + (policy.skip_from(source) + policy.skip_to(target))[:, 0]
     units = [*edge_scale, *[1.0] * len(stores), *(node_scale[k] for k in keepers)]
-    wanted = torch.nn.functional.softplus(wish) * torch.tensor(units)
+    wanted = (torch.nn.functional.softplus(wish) * torch.tensor(units)).detach()
 
     orders = wanted[: len(lanes)].clone()
     for node in set(net.edge_source) - {-1}:

@@ -234,7 +234,7 @@ CHEAPEST = "-cheapest"
 
 EVALUATION_SEED = 20_260_101
 TRAINING_SHARE = 0.8
-RULE_STEPS = {"quick": 400, "full": 2000}
+RULE_STEPS = {"quick": 300, "full": 1000}
 
 
 class _Watch(Callback):
@@ -316,26 +316,26 @@ QUICK: Mapping[tuple[str, str], Budget] = {
     ("many_warehouses_lost_demand", "gnn"): Budget(steps=150, batch=28, **GNN_SAMPLE),
 }
 
-GNN_FULL = {"scenarios": 2048, "measured_periods": 800, "warmup": 300}
+GNN_FULL = {"scenarios": 1024, "measured_periods": 800, "warmup": 300}
 
 FULL: Mapping[tuple[str, str], Budget] = {
     ("one_store_backlogged", "base_stock"): Budget(steps=1000),
-    ("one_store_backlogged", "mlp"): Budget(steps=2000),
+    ("one_store_backlogged", "mlp"): Budget(steps=1500),
     ("one_store_lost", "capped_base_stock"): Budget(steps=1000),
-    ("one_store_lost", "mlp"): Budget(steps=2000),
-    ("one_store_lost", "mlp-paper"): Budget(steps=1600),
-    ("serial_system", "echelon_stock"): Budget(steps=1000),
-    ("serial_system", "mlp"): Budget(steps=2000),
-    ("serial_system", "gnn"): Budget(steps=1000, batch=20, **GNN_FULL),
-    ("transshipment_backlogged", "water_filling"): Budget(steps=500, learning_rate=0.001),
-    ("transshipment_backlogged", "mlp"): Budget(steps=2000),
-    ("transshipment_backlogged", "gnn"): Budget(steps=2000, batch=48, **GNN_FULL),
-    ("one_warehouse_lost_demand", "store_base_stock"): Budget(steps=2000),
-    ("one_warehouse_lost_demand", "mlp"): Budget(steps=3000),
-    ("one_warehouse_lost_demand", "gnn"): Budget(steps=2000, batch=48, **GNN_FULL),
-    ("many_warehouses_lost_demand", "store_base_stock"): Budget(steps=1500),
-    ("many_warehouses_lost_demand", "mlp"): Budget(steps=3000),
-    ("many_warehouses_lost_demand", "gnn"): Budget(steps=2000, batch=28, **GNN_FULL),
+    ("one_store_lost", "mlp"): Budget(steps=1500),
+    ("one_store_lost", "mlp-paper"): Budget(steps=800),
+    ("serial_system", "echelon_stock"): Budget(steps=800),
+    ("serial_system", "mlp"): Budget(steps=1500),
+    ("serial_system", "gnn"): Budget(steps=300, batch=20, **GNN_FULL),
+    ("transshipment_backlogged", "water_filling"): Budget(steps=300, learning_rate=0.001),
+    ("transshipment_backlogged", "mlp"): Budget(steps=1500),
+    ("transshipment_backlogged", "gnn"): Budget(steps=1500, batch=48, **GNN_FULL),
+    ("one_warehouse_lost_demand", "store_base_stock"): Budget(steps=1000),
+    ("one_warehouse_lost_demand", "mlp"): Budget(steps=2000),
+    ("one_warehouse_lost_demand", "gnn"): Budget(steps=1500, batch=48, **GNN_FULL),
+    ("many_warehouses_lost_demand", "store_base_stock"): Budget(steps=1000),
+    ("many_warehouses_lost_demand", "mlp"): Budget(steps=1500),
+    ("many_warehouses_lost_demand", "gnn"): Budget(steps=1500, batch=28, **GNN_FULL),
 }
 
 RULE_NAMES = ("quantile_nv", "returns_nv", "fixed_quantile", "transformed_nv", "just_in_time")

@@ -19,9 +19,9 @@ from scipy import stats
 from torch import nn
 
 from decisionrl.benchmarks.suite import Case, CaseContext, CaseResult, Measurement
-from decisionrl.callbacks import Callback
+from decisionrl.callbacks import Callback, Evaluate
 from decisionrl.checkpoint import load_weights
-from decisionrl.envs.inventory.scenarios import make_simulator
+from decisionrl.envs.inventory.scenarios import make_simulator, paper_scenarios, take
 from decisionrl.envs.inventory.setting import Setting, load_setting
 from decisionrl.envs.inventory.simulator import Simulator
 from decisionrl.evaluation.inventory import evaluate_policies
@@ -198,6 +198,71 @@ class SeriesCase:
         return time.process_time() - start, experiment.policy
 
 
+@dataclass(frozen=True, kw_only=True)
+class SampleEfficiency:
+    """Cost against the number of training scenarios: fixed sets of each size, the same updates, best on dev kept."""
+
+    setting: str
+    policy: str
+    steps: int
+    batch: int
+    sizes: tuple[int, ...] = (16, 64, 256, 1024, 8192)
+
+    def __call__(self, context: CaseContext) -> CaseResult:
+        rows, values, lows, highs = [], [], [], []
+        for i, size in enumerate(self.sizes):
+            context.progress(i / len(self.sizes), f"{size} training scenarios")
+            measured = self._train(size, context)
+            rows.append(Measurement(f"cost_with_{size}_scenarios", measured.cost))
+            values.append(measured.cost.value)
+            lows.append(measured.cost.low)
+            highs.append(measured.cost.high)
+        curve = Curve(
+            x_label="training scenarios (log2)",
+            y_label="cost per period and store on new demand",
+            x=[float(np.log2(size)) for size in self.sizes],
+            y=values,
+            low=lows,
+            high=highs,
+        )
+        return CaseResult(rows[::-1], Series(curve=curve))
+
+    def _train(self, size: int, context: CaseContext) -> Measured:
+        experiment = hdpo(
+            setting=self.setting,
+            policy=self.policy,
+            protocol="finite",
+            train_scenarios=size,
+            batch=self.batch,
+            steps=self.steps,
+            seed=context.seed,
+            device=context.device,
+        )
+        evaluator = experiment.evaluate
+        assert isinstance(evaluator, Evaluator)
+        setting, simulator = evaluator.setting, evaluator.simulator
+        dev = take(paper_scenarios(setting, simulator, "dev"), slice(0, 512))
+        ignore = setting.phase("dev").ignore
+
+        def on_dev(policy: nn.Module) -> dict[str, float]:
+            return {"cost": float(simulator.rollout(policy, dev).cost[ignore:].mean())}
+
+        select = Evaluate(on_dev, every=max(1, self.steps // 10), name="dev", keep_best="dev/cost")
+        out = context.directory / f"run-{size}"
+        Trainer(experiment, callbacks=[select], out=out, resume=True).fit(self.steps)
+        load_weights(experiment.policy, out / "best.safetensors")
+        return measure(
+            experiment.policy,
+            setting,
+            simulator,
+            reference=None,
+            scenarios=1024,
+            periods=1100,
+            warmup=300,
+            seed=EVALUATION_SEED,
+        )
+
+
 class _Progress(Callback):
     name = "suite_progress"
 
@@ -371,6 +436,10 @@ def cases(profile: str, data: Path | None) -> list[Case]:
         if profile == "full" and not method.endswith(PAPER):
             cells = {"one_store_lost": LOST_CELLS, "serial_system": SERIAL_CELLS}.get(setting, cells)
         chosen += [_case(setting, method, budget, cell) for cell in cells]
+    if profile == "full":
+        for policy, batch in (("mlp", 256), ("gnn", 64)):
+            efficiency = SampleEfficiency(setting=SAMPLES_SETTING, policy=policy, steps=300, batch=batch)
+            chosen.append(Case(f"{SAMPLES_SETTING}-samples", policy, efficiency, cost=3000.0))
     label = "" if data is not None else "-synthetic"
     series = SERIES_QUICK if profile == "quick" else SERIES_FULL
     for (setting, policy), budget in series.items():
@@ -380,6 +449,7 @@ def cases(profile: str, data: Path | None) -> list[Case]:
     return chosen
 
 
+SAMPLES_SETTING = "one_warehouse_lost_demand"
 DEFAULT_CELL = (4, 9)
 PAPER = "-paper"
 

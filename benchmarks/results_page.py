@@ -1,0 +1,251 @@
+"""Write docs/results.md from the results files kept under benchmarks/results/.
+
+    python -m decisionrl.benchmarks.results_page [RESULTS_DIRECTORY] [PAGE]
+
+Nothing on the page is typed by hand but the targets and the words around them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from decisionrl.evaluation.results import Row, read_results
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one line of the issue's table asks of a profile: the gap's limit in percent, and over which cases."""
+
+    label: str
+    method: str
+    quick: float
+    full: float
+    prefix: str
+    metric: str = "cost"
+
+
+HUB = "transshipment_backlogged"
+
+TARGETS = [
+    Target("one_store_backlogged/base_stock, to the exact optimum", "base_stock", 0.2, 0.05, "one_store_backlogged"),
+    Target("one_store_backlogged/mlp", "mlp", 0.5, 0.1, "one_store_backlogged"),
+    Target(
+        "one_store_lost/capped_base_stock, to the best capped rule",
+        "capped_base_stock",
+        0.3,
+        0.1,
+        "one_store_lost",
+        "cost_to_best_capped",
+    ),
+    Target("one_store_lost/mlp, to the exact optimum (full: mean of the cells)", "mlp", 0.4, 0.15, "one_store_lost"),
+    Target("serial_system/echelon_stock", "echelon_stock", 0.3, 0.1, "serial_system"),
+    Target("serial_system/mlp", "mlp", 1.0, 0.25, "serial_system"),
+    Target("serial_system/gnn", "gnn", 2.5, 0.25, "serial_system"),
+    Target(
+        "transshipment_backlogged/water_filling, to the bound", "water_filling", 0.3, 0.1, "transshipment_backlogged"
+    ),
+    Target("transshipment_backlogged/gnn, to the bound", "gnn", 2.5, 0.3, "transshipment_backlogged"),
+]
+
+
+def page(results: Path) -> str:
+    """The page as markdown, from RESULTS/inventory-quick, RESULTS/inventory-full and RESULTS/speed-*."""
+    quick, full = (_rows(results / f"inventory-{profile}") for profile in ("quick", "full"))
+    parts = [
+        "# Results",
+        "Every number comes from a `results.json` under `benchmarks/results/`, written by `decisionrl bench inventory` "
+        "or a script of `benchmarks/speed/`; this page is made from them by `python -m "
+        "decisionrl.benchmarks.results_page`. Gaps are relative to the reference, positive is worse, with 95 % "
+        "intervals; a control of known cost is paired on the same demand where there is one.",
+        _provenance(results),
+        "## Targets",
+        _targets(quick, full),
+        "## Lost sales, all cells (full)",
+        _lost_cells(full),
+        "## Serial system, all cells (full)",
+        _cells(full, "serial_system", ("echelon_stock", "mlp", "gnn")),
+        "## Warehouses with lost demand",
+        "The reference of a network is the tuned rule (store base stock with proportional rationing and warehouse "
+        "echelon levels) on the same demand; the rule's own is the relaxation bound, which is weak.",
+        _cases(quick, full, ("one_warehouse_lost_demand", "many_warehouses_lost_demand")),
+        "## Sample efficiency",
+        _samples(full),
+        "## Weekly sales series",
+        "Share of the profit of the just-in-time oracle, which knows demand and uses each store's fastest lane. It is "
+        "inadmissible, and no upper bound here: over the cheapest lanes the same oracle earns more.",
+        _series(full or quick),
+        "## The paper's protocol beside ours",
+        _protocols(quick, full),
+        *_speed(results),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _rows(directory: Path) -> list[Row]:
+    return read_results(directory) if (directory / "results.json").exists() else []
+
+
+def _provenance(results: Path) -> str:
+    lines = ["| results | version | device | machine | command |", "|---|---|---|---|---|"]
+    for path in sorted(results.glob("*/run.json")):
+        run = json.loads(path.read_text())
+        rows = _rows(path.parent)
+        versions = sorted({row.version or "?" for row in rows})
+        command = run.get("command", "")
+        lines.append(
+            f"| {path.parent.name} | {', '.join(versions)} | {run.get('device', '')} | {run.get('machine', '')} "
+            f"| `{command}` |"
+        )
+    return "\n".join(lines)
+
+
+def _gap(row: Row) -> str:
+    """Gap with the interval of the value carried over to it."""
+    if row.gap is None:
+        return "–"
+    text = f"{100 * row.gap:+.3f} %"
+    if row.low is not None and row.high is not None and row.reference:
+        low, high = (100 * (bound - row.reference) / abs(row.reference) for bound in (row.low, row.high))
+        text += f" ({low:+.3f} to {high:+.3f})"
+    return text
+
+
+def _find(rows: Sequence[Row], target: Target, *, cells: bool) -> list[Row]:
+    def fits(row: Row) -> bool:
+        name = row.case == target.prefix or (cells and row.case.startswith(f"{target.prefix}-L"))
+        return name and row.method == target.method and row.metric == target.metric and row.gap is not None
+
+    return [row for row in rows if fits(row)]
+
+
+def _targets(quick: list[Row], full: list[Row]) -> str:
+    lines = ["| case/method | quick, target | quick, reached | full, target | full, reached |", "|---|---|---|---|---|"]
+    for target in TARGETS:
+        in_quick = _find(quick, target, cells=False)
+        in_full = _find(full, target, cells=True)
+        lines.append(
+            f"| {target.label} | ≤ {target.quick} % | {_reached(in_quick, target.quick)} | ≤ {target.full} % "
+            f"| {_reached(in_full, target.full, average='lost' in target.prefix)} |"
+        )
+    return "\n".join(lines)
+
+
+def _reached(rows: Sequence[Row], limit: float, *, average: bool = False) -> str:
+    if not rows:
+        return "not run"
+    gaps = [100 * (row.gap or 0.0) for row in rows]
+    value = sum(gaps) / len(gaps) if average else max(gaps)
+    mark = "✓" if value <= limit else "✗"
+    if len(rows) == 1:
+        return f"{mark} {_gap(rows[0])}"
+    kind, spread = "mean" if average else "worst", f"{min(gaps):+.3f} to {max(gaps):+.3f}"
+    return f"{mark} {kind} {value:+.3f} % of {len(rows)} cells ({spread})"
+
+
+def _lost_cells(rows: list[Row]) -> str:
+    capped = {r.case: r for r in rows if r.method == "capped_base_stock" and r.metric == "cost"}
+    networks = [r for r in rows if r.case.startswith("one_store_lost") and r.method == "mlp" and r.metric == "cost"]
+    if not networks:
+        return "Not run yet."
+    lines = ["| case | optimum | mlp, gap | capped base stock, gap | mlp better |", "|---|---|---|---|---|"]
+    for row in networks:
+        rule = capped.get(row.case)
+        better = "–" if rule is None or rule.gap is None else "yes" if (row.gap or 0) < rule.gap else "no"
+        lines.append(f"| {row.case} | {row.reference:.5f} | {_gap(row)} | {_gap(rule) if rule else '–'} | {better} |")
+    return "\n".join(lines)
+
+
+def _cells(rows: list[Row], prefix: str, methods: Sequence[str]) -> str:
+    table = {(r.case, r.method): r for r in rows if r.case.startswith(prefix) and r.metric == "cost"}
+    cases = list(dict.fromkeys(case for case, _ in table))
+    if not cases:
+        return "Not run yet."
+    lines = [f"| case | optimum | {' | '.join(methods)} |", "|---" * (len(methods) + 2) + "|"]
+    for case in cases:
+        found = [table.get((case, method)) for method in methods]
+        reference = next(row.reference for row in found if row is not None)
+        lines.append(f"| {case} | {reference:.4f} | {' | '.join(_gap(r) if r else '–' for r in found)} |")
+    return "\n".join(lines)
+
+
+def _cases(quick: list[Row], full: list[Row], names: Sequence[str]) -> str:
+    lines = ["| profile | case | method | cost | 95 % interval | reference | gap |", "|---|---|---|---|---|---|---|"]
+    for profile, rows in (("quick", quick), ("full", full)):
+        for row in rows:
+            if row.case in names and row.metric == "cost":
+                lines.append(
+                    f"| {profile} | {row.case} | {row.method} | {row.value:.4f} | {_interval(row)} "
+                    f"| {row.reference:.4f} {row.reference_kind} | {_gap(row)} |"
+                )
+    return "\n".join(lines) if len(lines) > 2 else "Not run yet."
+
+
+def _interval(row: Row, digits: int = 4) -> str:
+    return "–" if row.low is None or row.high is None else f"{row.low:.{digits}f} to {row.high:.{digits}f}"
+
+
+def _samples(rows: list[Row]) -> str:
+    chosen = [row for row in rows if row.case.endswith("-samples")]
+    if not chosen:
+        return "Not run yet."
+    sizes = sorted({int(row.metric.split("_")[2]) for row in chosen})
+    lines = [f"| method | {' | '.join(f'{size} scenarios' for size in sizes)} |", "|---" * (len(sizes) + 1) + "|"]
+    for method in dict.fromkeys(row.method for row in chosen):
+        values = {int(row.metric.split("_")[2]): row for row in chosen if row.method == method}
+        lines.append(f"| {method} | {' | '.join(f'{values[s].value:.4f} ({_interval(values[s])})' for s in sizes)} |")
+    return "Cost per period and store on new demand, by the number of training scenarios.\n\n" + "\n".join(lines)
+
+
+def _series(rows: list[Row]) -> str:
+    shares = [row for row in rows if row.metric == "share_of_just_in_time"]
+    costs = {(row.case, row.method): row for row in rows if row.metric == "cost"}
+    if not shares:
+        return "Not run yet."
+    lines = [
+        "| case | method | profit per store-week | share of just-in-time | 95 % interval |",
+        "|---|---|---|---|---|",
+    ]
+    for row in sorted(shares, key=lambda r: (r.case, -(r.value or 0.0))):
+        profit = -(costs[row.case, row.method].value or 0.0)
+        interval = "–" if row.low is None or row.high is None else f"{100 * row.low:.1f} to {100 * row.high:.1f} %"
+        lines.append(f"| {row.case} | {row.method} | {profit:.2f} | {100 * (row.value or 0):.1f} % | {interval} |")
+    return "\n".join(lines)
+
+
+def _protocols(quick: list[Row], full: list[Row]) -> str:
+    lines = ["| profile | method | gap to the optimum | CPU seconds of training |", "|---|---|---|---|"]
+    for profile, rows in (("quick", quick), ("full", full)):
+        for method in ("mlp", "mlp-paper"):
+            found = {r.metric: r for r in rows if r.case == "one_store_lost" and r.method == method}
+            if "cost" in found:
+                seconds = found["training_cpu_seconds"].value
+                lines.append(f"| {profile} | {method} | {_gap(found['cost'])} | {seconds:.1f} |")
+    return "\n".join(lines) if len(lines) > 2 else "Not run yet."
+
+
+def _speed(results: Path) -> list[str]:
+    directories = sorted(path.parent for path in results.glob("speed-*/results.json"))
+    parts: list[str] = []
+    for directory in directories:
+        lines = ["| case | method | metric | value | target or reference |", "|---|---|---|---|---|"]
+        for row in read_results(directory):
+            value = "–" if row.value is None else f"{row.value:.4g}"
+            reference = "–" if row.reference is None else f"{row.reference:.4g} ({row.reference_kind})"
+            lines.append(f"| {row.case} | {row.method} | {row.metric} | {value} | {reference} |")
+        parts += [f"## Speed: {directory.name}", "\n".join(lines)]
+    return parts
+
+
+def main(arguments: Sequence[str], write: Callable[[str], object] = print) -> None:
+    results = Path(arguments[0]) if arguments else Path("benchmarks/results")
+    target = Path(arguments[1]) if len(arguments) > 1 else Path("docs/results.md")
+    target.write_text(page(results), encoding="utf-8")
+    write(target)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

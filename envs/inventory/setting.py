@@ -221,8 +221,8 @@ _KINDS = {
 }
 
 
-def _is_number(value: Any, kind: type | tuple[type, ...] = (int, float)) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(float(value))  # type: ignore[arg-type]
+def _is_number(value: Any, kind: type[int] | tuple[type[int], type[float]] = (int, float)) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class _Table:

@@ -285,6 +285,7 @@ class Simulator:
             levels.append(level)
             placed.append(orders)
             if len(levels) * level.numel() >= COST_BLOCK or t == scenario.periods - 1:
+                # A sweep's leading dimensions stand between periods and scenarios.
                 block, level = by_node[t + 1 - len(levels) : t + 1], torch.stack(levels)
                 block = block.reshape(len(block), *(1,) * (level.ndim - block.ndim), *block.shape[1:])
                 block_orders = torch.stack(placed) if self._has_edge_cost else orders
@@ -351,9 +352,9 @@ class Simulator:
             for node, must in enumerate(self.network.must_ship_all):
                 kept = (slots[0] - shipped)[..., node]
                 if must and bool((kept > slack[..., node]).any()):
-                    most = float(kept.max())
+                    amount = float(kept.max())
                     raise InfeasibleOrderError(
-                        f"period {period}: node {names[node]!r} keeps {most:.6g} units but may not hold stock"
+                        f"period {period}: node {names[node]!r} keeps {amount:.6g} units but may not hold stock"
                     )
         sold = demand
         if self.network.unmet_demand == "lost":

@@ -371,7 +371,7 @@ def _slots_in_use(setting: Setting) -> list[int]:
         reach[node] = max(reach[node], lead)
     if setting.initial_stock[1] > 0 and not setting.is_series:  # series start without stock
         for node in range(network.num_warehouses, network.num_nodes):
-            reach[node] = max(reach[node], setting.initial_periods)
+            reach[node] = max(reach[node], setting.stocked_slots)
     return reach
 
 

@@ -285,7 +285,9 @@ class Simulator:
             levels.append(level)
             placed.append(orders)
             if len(levels) * level.numel() >= COST_BLOCK or t == scenario.periods - 1:
+                # A sweep's leading dimensions stand between periods and scenarios.
                 block = by_node[t + 1 - len(levels) : t + 1]
+                block = block.view(len(levels), *(1,) * (level.ndim - demand.ndim), *demand.shape)
                 block_orders = torch.stack(placed) if self._has_edge_cost else orders
                 costs.append(self.cost(torch.stack(levels), block_orders, block, parameters))
                 levels, placed = [], []

@@ -132,17 +132,18 @@ def gnn(build: Build, **options: Any) -> nn.Module:
 
 def base_stock(build: Build, *, scaled: bool = True) -> nn.Module:
     """Order up to S, starting from the mean demand over the lead time plus one period."""
+    _require_one_store(build, "base_stock")
     return BaseStock(level=_start_level(build), scale=_unit(build, scaled))
 
 
 def capped_base_stock(build: Build, *, scaled: bool = True) -> nn.Module:
     """Order up to S, at most r."""
+    _require_one_store(build, "capped_base_stock")
     cap = 1.5 * float(build.store_means[0])
     return CappedBaseStock(level=_start_level(build), cap=cap, scale=_unit(build, scaled))
 
 
 def _start_level(build: Build) -> float:
-    _require(build, nodes=1, name="a base-stock rule")
     return float(build.store_means[0] * (build.setting.network.lead_times[0] + 1))
 
 
@@ -153,6 +154,8 @@ def _unit(build: Build, scaled: bool) -> float:
 def echelon_stock(build: Build, *, scaled: bool = True) -> nn.Module:
     """Echelon base stock in a serial system, starting from mean demand over the lead times downstream."""
     network, mean = build.setting.network, float(build.store_means[0])
+    serial = network.is_arborescence and list(network.edge_source) == list(range(-1, network.num_nodes - 1))
+    _require(build, serial, "echelon_stock", "a serial network, one edge from stage to stage")
     downstream = np.cumsum(network.lead_times[::-1])[::-1]
     return EchelonStock(network, levels=[float(mean * (lead + 1)) for lead in downstream], scale=_unit(build, scaled))
 
@@ -160,8 +163,8 @@ def echelon_stock(build: Build, *, scaled: bool = True) -> nn.Module:
 def store_base_stock(build: Build) -> nn.Module:
     """Store base stock with proportional rationing and warehouse echelon base stock."""
     network = build.setting.network
-    if network.num_warehouses == 0:
-        raise ValueError("store_base_stock needs a network with a warehouse; use base_stock")
+    fits = network.num_warehouses > 0 and _has_two_stages(build)
+    _require(build, fits, "store_base_stock", "warehouses supplied from outside, then stores")
     stores = build.newsvendor_levels()
     rule = StoreAndWarehouseBaseStock(
         network,
@@ -181,6 +184,8 @@ def water_filling(build: Build) -> nn.Module:
     """Balanced allocation from a hub that ships everything, at the level of the closed form."""
     setting, network = build.setting, build.setting.network
     demand = setting.demand
+    one_hub = network.num_warehouses == 1 and list(network.edge_source) == [-1] + [0] * network.num_stores
+    _require(build, one_hub, "water_filling", "one warehouse that supplies every store")
     bound = transshipment_bound(setting)
     return BalancedAllocation(
         network,
@@ -194,6 +199,7 @@ def water_filling(build: Build) -> nn.Module:
 def data_driven_net(build: Build, **options: Any) -> nn.Module:
     """The network over everything that a setting of series shows."""
     network = build.setting.network
+    _require_series(build, "data_driven_net")
     return DataDrivenNet(
         network,
         num_slots=build.simulator.num_slots,
@@ -209,19 +215,19 @@ def quantile_nv(build: Build, *, lane: Lane = "fastest", **options: Any) -> nn.M
     forecaster (an option): a trained one; without it one is trained, and kept for the process, by
     :func:`decisionrl.recipes.forecaster.train_forecaster` with the options that are left.
     """
-    forecaster = _forecaster(build, options)
+    forecaster = _forecaster(build, "quantile_nv", options)
     return QuantileNewsvendor(build.setting.network, forecaster, lanes=_lanes(build, lane))
 
 
 def returns_nv(build: Build, *, lane: Lane = "fastest", **options: Any) -> nn.Module:
     """The newsvendor quantile with free returns (inadmissible); options as for quantile_nv."""
-    forecaster = _forecaster(build, options)
+    forecaster = _forecaster(build, "returns_nv", options)
     return ReturnsNewsvendor(build.setting.network, forecaster, lanes=_lanes(build, lane))
 
 
 def fixed_quantile(build: Build, *, lane: Lane = "fastest", quantile: float = 0.7, **options: Any) -> nn.Module:
     """One learned quantile, starting from ``quantile``; other options as for quantile_nv."""
-    forecaster = _forecaster(build, options)
+    forecaster = _forecaster(build, "fixed_quantile", options)
     return FixedQuantile(build.setting.network, forecaster, lanes=_lanes(build, lane), quantile=quantile)
 
 
@@ -229,12 +235,13 @@ def transformed_nv(
     build: Build, *, lane: Lane = "fastest", hidden: tuple[int, ...] = (32, 32), **options: Any
 ) -> nn.Module:
     """A learned map of the newsvendor quantile, layers of ``hidden``; other options as for quantile_nv."""
-    forecaster = _forecaster(build, options)
+    forecaster = _forecaster(build, "transformed_nv", options)
     return TransformedNewsvendor(build.setting.network, forecaster, lanes=_lanes(build, lane), hidden=hidden)
 
 
 def just_in_time(build: Build, *, lane: Lane = "fastest") -> nn.Module:
-    """The oracle that knows demand (inadmissible)."""
+    """The oracle that knows demand (inadmissible): roll it out with ``oracle=True``."""
+    _require_routes(build, "just_in_time")
     return JustInTime(build.setting.network, lanes=_lanes(build, lane))
 
 
@@ -254,7 +261,9 @@ def _lanes(build: Build, lane: Lane) -> list[int]:
     return best[network.num_warehouses :]
 
 
-def _forecaster(build: Build, options: Mapping[str, Any]) -> QuantileForecaster:
+def _forecaster(build: Build, policy: str, options: Mapping[str, Any]) -> QuantileForecaster:
+    _require_series(build, policy)
+    _require_routes(build, policy)
     training = dict(options)
     given = training.pop("forecaster", None)
     if given is None:
@@ -266,9 +275,29 @@ def _forecaster(build: Build, options: Mapping[str, Any]) -> QuantileForecaster:
     return forecaster
 
 
-def _require(build: Build, *, nodes: int, name: str) -> None:
-    if build.setting.network.num_nodes != nodes:
-        raise ValueError(f"{name} is for {nodes} node; {build.setting.name!r} has {build.setting.network.num_nodes}")
+def _require(build: Build, fits: bool, policy: str, valid: str) -> None:
+    if not fits:
+        raise ValueError(f"policy {policy!r} does not fit setting {build.setting.name!r}; valid: {valid}")
+
+
+def _require_one_store(build: Build, policy: str) -> None:
+    _require(build, build.setting.network.num_nodes == 1, policy, "a network of one store")
+
+
+def _require_series(build: Build, policy: str) -> None:
+    fits = build.setting.is_series and build.setting.history > 0
+    _require(build, fits, policy, "a setting of series (demand.kind = 'series') that shows past demand")
+
+
+def _require_routes(build: Build, policy: str) -> None:
+    _require(build, _has_two_stages(build), policy, "stores supplied from outside or by warehouses that are")
+
+
+def _has_two_stages(build: Build) -> bool:
+    """Whether goods pass through at most one warehouse on their way to a store."""
+    network = build.setting.network
+    lanes = zip(network.edge_source, network.edge_destination, strict=True)
+    return all(i < 0 or i < network.num_warehouses <= j for i, j in lanes)
 
 
 BUILDERS: dict[str, Builder] = {
@@ -310,5 +339,10 @@ def build_policy(
     build = pick("policy", name, BUILDERS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator(seed, "weights").initial_seed() % 2**31))
-        policy = build(Build(setting, simulator, seed), **(options or {}))
+        try:
+            policy = build(Build(setting, simulator, seed), **(options or {}))
+        except TypeError as error:
+            if "keyword argument" not in str(error):
+                raise
+            raise ValueError(f"policy {name!r}: {error}") from None
     return policy.to(simulator.device, simulator.dtype)

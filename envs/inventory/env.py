@@ -59,7 +59,7 @@ class InventoryEnv:
     Observation [num_envs, D]: raw units, columns named by ``observation_names``:
 
     - ``stock[NODE,j]``: units at NODE on hand (j = 0) or arriving in j periods, for all slots that can be
-      filled: as many as the longest lead time into the node;
+      filled: as many as the longest lead time into the node, or as a store's initial stock fills;
     - ``past_demand[STORE,k]``: demand k periods ago, where the setting shows past demand, oldest first;
     - ``days_from_christmas``: of the week ordered in, in half years, for series;
     - ``holding_cost[STORE]``, ``underage_cost[STORE]``, ``lead_time[EDGE]``: where they vary by scenario.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,8 @@ from decisionrl.envs.inventory.setting import Setting, load_setting
 from decisionrl.envs.inventory.simulator import InfeasibleOrderError, Observation
 from decisionrl.evaluation.inventory import Evaluation, evaluate_on_series, evaluate_policies
 from decisionrl.names import UnknownNameError, pick
-from decisionrl.policies.inventory_rules import BaseStock, CappedBaseStock, EchelonStock
-from decisionrl.recipes.inventory_policies import BUILDERS, Build
+from decisionrl.policies.inventory_rules import BaseStock, CappedBaseStock, EchelonStock, inventory_position
+from decisionrl.recipes.inventory_policies import BUILDERS, Build, build_policy
 
 
 def evaluate(setting: Setting, policy: Any, **options: Any) -> Evaluation:
@@ -85,10 +87,13 @@ def test_water_filling_attains_the_bound(stores: int) -> None:
     assert_costs(evaluate(setting, policy), {3: 5.7537, 5: 5.2964}[stores], slack=0.001)
 
 
+GENERATOR = {"items": 20, "periods": 171, "seed": 3}
+
+
 # --- every policy in every setting -----------------------------------------------------------------------------
 
 FITTING = {
-    "one_store_lost": {"base_stock", "capped_base_stock"},
+    "one_store_lost": {"base_stock", "capped_base_stock", "echelon_stock"},
     "one_store_backlogged": {"base_stock", "capped_base_stock", "echelon_stock"},
     "serial_system": {"echelon_stock"},
     "transshipment_backlogged": {"store_base_stock", "water_filling"},
@@ -118,16 +123,63 @@ def test_every_fitting_policy_is_feasible(name: str, policy: str) -> None:
         assert bool(torch.isfinite(cost).all())
 
 
-REFUSED = [(n, p) for n in FITTING for p in BUILDERS if p not in FITTING[n] | {"mlp", "gnn"}]
+VALID = {
+    "base_stock": "a network of one store",
+    "capped_base_stock": "a network of one store",
+    "echelon_stock": "a serial network",
+    "store_base_stock": "warehouses supplied from outside, then stores",
+    "water_filling": "one warehouse that supplies every store",
+    "just_in_time": "stores supplied from outside or by warehouses that are",
+} | dict.fromkeys(
+    ("data_driven_net", "fixed_quantile", "transformed_nv", "quantile_nv", "returns_nv"), "a setting of series"
+)
+REFUSED = [
+    (name, policy)
+    for name, rules in FITTING.items()
+    for policy in VALID
+    if policy not in rules and (policy != "just_in_time" or name == "serial_system")
+]
 
 
 @pytest.mark.parametrize(("name", "policy"), REFUSED)
 def test_a_rule_that_does_not_fit_says_so(name: str, policy: str) -> None:
-    if (name, policy) == ("one_store_lost", "echelon_stock"):
-        pytest.skip("a chain of one stage is a chain")
     setting = load_setting(name)
-    with pytest.raises(ValueError, match=r"needs|is for"):
+    message = f"policy '{policy}' does not fit setting '{name}'; valid: {VALID[policy]}"
+    with pytest.raises(ValueError, match=re.escape(message)):
         BUILDERS[policy](Build(setting, make_simulator(setting)))
+
+
+def test_a_forecast_rule_refuses_three_stages_before_it_trains_a_forecaster() -> None:
+    series = load_setting("one_store_real_data_lost_demand", {"demand.generator": GENERATOR})
+    setting = replace(series, network=load_setting("serial_system").network)
+    with pytest.raises(ValueError, match=r"'quantile_nv' does not fit .* valid: stores supplied from outside"):
+        BUILDERS["quantile_nv"](Build(setting, make_simulator(setting)))
+
+
+@pytest.mark.parametrize("name", [name for name in FITTING if name != "serial_system"])
+def test_just_in_time_fits_any_demand_that_it_is_shown(name: str) -> None:
+    """Once the pipeline is filled nothing is lost or held: what is left is the backlog of the start, or the lanes."""
+    setting = load_setting(name)
+    simulator = make_simulator(setting, dtype=torch.float64)
+    rng = torch.Generator().manual_seed(1)
+    scenario = fresh_scenarios(setting, simulator, batch=16, periods=40, generator=rng)
+    demand = scenario.demand.clamp(min=0)
+    policy = build_policy("just_in_time", setting, simulator)
+    with pytest.raises(ValueError, match="roll it out with oracle=True"):
+        simulator.rollout(policy, scenario)
+    start = replace(scenario, slots=simulator.empty_slots(16), demand=demand)
+    cost = simulator.rollout(policy, start, oracle=True).cost[20:30]
+    if setting.network.unmet_demand == "backlogged":
+        torch.testing.assert_close(cost, cost[:1].expand_as(cost))
+    else:
+        dearest = max(edge.cost for edge in setting.network.edges)
+        assert bool((cost <= 1e-9 + dearest * demand[23:37].sum(-1).amax(0)).all())
+
+
+def test_an_unknown_option_of_a_policy_is_named() -> None:
+    setting = load_setting("one_store_lost")
+    with pytest.raises(ValueError, match=r"policy 'mlp': .*unexpected keyword argument 'hiden'"):
+        build_policy("mlp", setting, make_simulator(setting), options={"hiden": (8,)})
 
 
 def test_unknown_policy() -> None:
@@ -153,21 +205,26 @@ def test_policies_meet_the_same_demand_and_seeds_differ() -> None:
     assert (alone["b"].cost != other["b"].cost).any()
 
 
-def test_a_control_is_averaged_like_a_policy() -> None:
-    """Nothing is ever ordered: once the initial stock is gone every unit of demand costs p, as the control says."""
+def test_a_store_that_never_orders_pays_for_every_unit_of_demand() -> None:
+    """Once the initial stock is gone every unit of demand costs p = 9: 45 a period on average."""
     setting = load_setting("one_store_lost")
+    result = evaluate(setting, lambda o: torch.zeros_like(o.slots[0]), scenarios=16, periods=90, warmup=60)
+    assert result.mean == pytest.approx(45.0, rel=0.1)
+
+
+def test_unchecked_policies_may_do_what_cannot_be_done() -> None:
+    """Order up to less than the initial stock, where the excess may be sent back: a relaxed system, as bounds use."""
+    setting = load_setting("one_store_backlogged")
     simulator = make_simulator(setting)
-    results = evaluate_policies(
-        {"never": lambda o: torch.zeros_like(o.slots[0])},
-        setting,
-        simulator,
-        scenarios=16,
-        periods=90,
-        warmup=60,
-        control=lambda demand: 9.0 * demand.sum(-1),
-    )
-    np.testing.assert_allclose(results["never"].cost, results["control"].cost)
-    assert results["control"].mean == pytest.approx(45.0, rel=0.1)
+    rules = {
+        "relaxed": lambda o: 10.0 - inventory_position(o.slots),
+        "plain": BaseStock(level=10.0),
+    }
+    sizes = {"scenarios": 64, "periods": 60, "warmup": 30}
+    with pytest.raises(InfeasibleOrderError, match="valid is >= 0"):
+        evaluate_policies(rules, setting, simulator, **sizes)  # type: ignore[arg-type]
+    results = evaluate_policies(rules, setting, simulator, unchecked=frozenset({"relaxed"}), **sizes)  # type: ignore[arg-type]
+    np.testing.assert_allclose(results["relaxed"].cost, results["plain"].cost, rtol=1e-4)  # the excess is long gone
 
 
 def test_cost_is_counted_after_the_warm_up_only() -> None:
@@ -269,9 +326,6 @@ def test_whole_units_stay_whole_and_feasible(tmp_path: Path, policy: str, holds:
     result = evaluate(setting, watch, scenarios=64, periods=16, warmup=0)
     assert np.isfinite(result.cost).all()
     assert float(torch.stack(kept).max()) > 0
-
-
-GENERATOR = {"items": 20, "periods": 171, "seed": 3}
 
 
 def test_series_are_evaluated_on_their_split() -> None:

@@ -173,7 +173,7 @@ def test_just_in_time_fits_any_demand_that_it_is_shown(name: str) -> None:
         torch.testing.assert_close(cost, cost[:1].expand_as(cost))
     else:
         dearest = max(edge.cost for edge in setting.network.edges)
-        assert bool((cost <= 1e-9 + dearest * demand[23:37].sum(-1).amax(0)).all())
+        assert bool((cost <= 1e-9 + dearest * demand[20:40].amax(0).sum(-1)).all())
 
 
 def test_an_unknown_option_of_a_policy_is_named() -> None:

@@ -14,6 +14,7 @@ from torch_geometric.nn import MessagePassing
 
 from decisionrl.envs.inventory.network import Edge, Network, Node
 from decisionrl.envs.inventory.simulator import Observation, Parameters, Simulator
+from decisionrl.policies.feasibility import TINY_WISH
 from decisionrl.policies.gnn import InventoryGNN
 
 
@@ -106,6 +107,18 @@ class Sum(MessagePassing):
         return features
 
 
+def passing(net: Network, node: int, end: int) -> float:
+    """Share of what ``end`` receives that passes through ``node``, over every path that leads there."""
+    if node == end:
+        return 1.0
+    inlets = [i for i, j in zip(net.edge_source, net.edge_destination, strict=True) if j == end]
+    return sum(passing(net, node, i) for i in inlets if i >= 0) / len(inlets)
+
+
+def longest_lead(net: Network, node: int) -> int:
+    return max(lead for j, lead in zip(net.edge_destination, net.lead_times, strict=True) if j == node)
+
+
 def reference(policy: InventoryGNN, net: Network, observation: Observation, sample: int, **shown: Any) -> Tensor:
     """Orders of one sample by the published recipe: graph, features, rounds, read-out and proportional shares."""
     n, stores = net.num_nodes, list(range(net.num_warehouses, net.num_nodes))
@@ -123,6 +136,11 @@ def reference(policy: InventoryGNN, net: Network, observation: Observation, samp
                 past = observation.past_demand[sample, node - net.num_warehouses] / node_scale[node]
             assert observation.time is not None
             moving = torch.cat([moving, past, observation.time])
+        if policy.echelon:
+            covered = math.fsum(passing(net, node, m) * longest_lead(net, m) * node_scale[m] for m in range(n))
+            position = math.fsum(passing(net, node, m) * float(slots[m].sum()) for m in range(n))
+            above = position / node_scale[node] - (covered / node_scale[node] + 2.0)
+            moving = torch.cat([moving, torch.tensor([above])])
         paid = sum(float(p.edge_cost[e]) for e in range(net.num_edges) if net.edge_destination[e] == node)
         fixed = [float(p.holding_cost[node]) / 0.7, float(p.underage_cost[node]) / 8.0, paid / 1.5]
         if shown:
@@ -170,6 +188,9 @@ def reference(policy: InventoryGNN, net: Network, observation: Observation, samp
         wish = wish + (policy.skip_from(source) + policy.skip_to(target))[:, 0]
     units = [*edge_scale, *[1.0] * len(stores), *(node_scale[k] for k in keepers)]
     wanted = torch.nn.functional.softplus(wish) * torch.tensor(units)
+    for e, (i, _) in enumerate(lanes):
+        if i < n and net.must_ship_all[i]:
+            wanted[e] += TINY_WISH
 
     orders = wanted[: len(lanes)].clone()
     for node in set(net.edge_source) - {-1}:
@@ -185,6 +206,7 @@ def reference(policy: InventoryGNN, net: Network, observation: Observation, samp
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "no skip": {"skip": False},
+    "no echelon": {"echelon": False},
     "three rounds": {"rounds": 3},
     "history": {"history": 4, "time_features": 1},
     "moments": {"moments": True},
@@ -220,12 +242,19 @@ def test_rounds_follow_the_longest_path() -> None:
 @pytest.mark.parametrize("rounds", [1, 2, 3])
 def test_information_travels_one_stage_a_round(rounds: int) -> None:
     """The top order of the chain a -> b -> c -> s: after R rounds it knows the stages up to R below, not more."""
-    policy = made(SERIAL, rounds=rounds)
+    policy = made(SERIAL, rounds=rounds, echelon=False)
     observation = observed(SERIAL, batch=1)
     slots = tuple(slot.clone().requires_grad_() for slot in observation.slots)
     policy(observation._replace(slots=slots))[0, 0].backward()
     reached = torch.stack([slot.grad[0] for slot in slots if slot.grad is not None]).abs().sum(0) > 0
     assert reached.tolist() == [stage <= rounds for stage in range(4)]
+
+
+def test_an_echelon_position_tells_of_every_stage_below() -> None:
+    policy, observation = made(SERIAL, rounds=1, echelon=True), observed(SERIAL, batch=1)
+    slots = tuple(slot.clone().requires_grad_() for slot in observation.slots)
+    policy(observation._replace(slots=slots))[0, 0].backward()
+    assert all(bool((slot.grad != 0).all()) for slot in slots)
 
 
 def test_time_may_be_shown_without_past_demand() -> None:

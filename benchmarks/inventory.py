@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 
@@ -198,7 +198,16 @@ def _shifted(estimate: Estimate, by: float) -> Estimate:
 
 # ---------------------------------------------------------------------------------------------- the cases
 
-GNN_SAMPLE = {"scenarios": 512, "measured_periods": 500, "warmup": 200}
+
+class Sample(TypedDict):
+    """Fields of a Budget: how precisely a policy is measured."""
+
+    scenarios: int
+    measured_periods: int
+    warmup: int
+
+
+GNN_SAMPLE: Sample = {"scenarios": 512, "measured_periods": 500, "warmup": 200}
 """The graph network is some twenty times slower to run: a smaller sample where it is only looked at quickly."""
 
 QUICK: Mapping[tuple[str, str], Budget] = {
@@ -221,7 +230,7 @@ QUICK: Mapping[tuple[str, str], Budget] = {
     ("many_warehouses_lost_demand", "gnn"): Budget(steps=150, batch=28, **GNN_SAMPLE),
 }
 
-GNN_FULL = {"scenarios": 2048, "measured_periods": 800, "warmup": 300}
+GNN_FULL: Sample = {"scenarios": 2048, "measured_periods": 800, "warmup": 300}
 
 FULL: Mapping[tuple[str, str], Budget] = {
     ("one_store_backlogged", "base_stock"): Budget(steps=1000),

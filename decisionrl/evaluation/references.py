@@ -125,7 +125,7 @@ def _transshipment(setting: Setting, simulator: Simulator) -> Reference | None:
     bound = transshipment_bound(setting)
     # The relaxed system itself, in which stores may send stock back, has exactly the bound as its mean cost.
     rule = BalancedAllocation(
-        setting.network, level=bound.warehouse_level, mean=demand.mean, std=demand.std, relaxed=True
+        setting.network, level=bound.warehouse_level, mean=demand.mean.tolist(), std=demand.std.tolist(), relaxed=True
     ).to(simulator.device, simulator.dtype)
     return Reference(bound.cost, "bound", rule)
 

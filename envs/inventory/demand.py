@@ -27,12 +27,20 @@ class DemandError(ValueError):
 class StationaryDemand(Protocol):
     """Independent identically distributed demand vectors."""
 
-    mean: NDArray[np.float64]
-    """[num_stores] mean per period (of the parameters: before any clipping at 0)."""
-    std: NDArray[np.float64]
-    """[num_stores] standard deviation per period."""
-    integer: bool
-    """Whether demand comes in whole units."""
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """[num_stores] mean per period (of the parameters: before any clipping at 0)."""
+        ...
+
+    @property
+    def std(self) -> NDArray[np.float64]:
+        """[num_stores] standard deviation per period."""
+        ...
+
+    @property
+    def integer(self) -> bool:
+        """Whether demand comes in whole units."""
+        ...
 
     def sample(
         self, periods: int, batch: int, generator: torch.Generator, dtype: torch.dtype = torch.float32

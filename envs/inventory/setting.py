@@ -221,7 +221,7 @@ _KINDS = {
 }
 
 
-def _is_number(value: Any, kind: type | tuple[type, ...] = (int, float)) -> bool:
+def _is_number(value: Any, kind: type[int] | tuple[type[int], type[float]] = (int, float)) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -355,9 +355,10 @@ def _parse_nodes(
     for parameter, numbers in (("holding_cost", holding), ("underage_cost", underage)):
         if numbers.source is not None:
             per_scenario[parameter] = numbers.source
+    underage_costs: Sequence[float | None] = underage.typical or [None] * count
     return [
         Node(name=n, holding_cost=h, underage_cost=p, holds_stock=holds)
-        for n, h, p in zip(names, holding.typical, underage.typical or [None] * count, strict=True)
+        for n, h, p in zip(names, holding.typical, underage_costs, strict=True)
     ]
 
 
@@ -644,11 +645,11 @@ def _read_values(path: Path) -> Array:
 def _override(raw: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Set dotted fields: NODE.field, NODE.lead_time (on its incoming edges), demand.field, or a top-level one."""
     raw = copy.deepcopy(raw)
-    nodes, edges = (
+    tables, edges = (
         [e for e in raw[key] if isinstance(e, dict)] if isinstance(raw.get(key), list) else []
         for key in ("nodes", "edges")
     )
-    nodes = {entry["name"]: entry for entry in nodes if isinstance(entry.get("name"), str)}
+    nodes = {entry["name"]: entry for entry in tables if isinstance(entry.get("name"), str)}
     for table in ("demand", "initial_stock", "paper"):
         raw.setdefault(table, {})
     for key, value in overrides.items():

@@ -352,9 +352,9 @@ class Simulator:
             for node, must in enumerate(self.network.must_ship_all):
                 kept = (slots[0] - shipped)[..., node]
                 if must and bool((kept > slack[..., node]).any()):
-                    amount = f"{float(kept.max()):.6g} units"
+                    amount = float(kept.max())
                     raise InfeasibleOrderError(
-                        f"period {period}: node {names[node]!r} keeps {amount} but may not hold stock"
+                        f"period {period}: node {names[node]!r} keeps {amount:.6g} units but may not hold stock"
                     )
         sold = demand
         if self.network.unmet_demand == "lost":

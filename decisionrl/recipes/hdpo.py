@@ -101,6 +101,7 @@ def hdpo(
     if protocol == "paper":
         options = {**paper_options(chosen, policy), **options}
         learning_rate = learning_rate or paper_learning_rate(chosen, policy)
+        clip_norm = clip_norm if policy == "gnn" else None
     learning_rate = learning_rate or LEARNING_RATES.get(policy, 0.01)
     actor = build_policy(policy, chosen, simulator, options=options, seed=seed)
     trainable = [parameter for parameter in actor.parameters() if parameter.requires_grad]
@@ -145,7 +146,7 @@ def hdpo(
         actor,
         Pathwise(simulator, unit=1.0 if protocol == "paper" else money_unit(chosen), compile=compile),
         torch.optim.Adam(trainable, lr=learning_rate, fused=True),
-        clip_norm=None if protocol == "paper" and policy != "gnn" else clip_norm,
+        clip_norm=clip_norm,
     )
     schedule = () if protocol == "paper" else (LearningRateSchedule(one_cycle(steps, learning_rate)),)
     config = {

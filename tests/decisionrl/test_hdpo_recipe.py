@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from decisionrl.callbacks import Callback
 from decisionrl.envs.inventory import oracles
 from decisionrl.envs.inventory.demand import DemandError
-from decisionrl.envs.inventory.scenarios import make_simulator
-from decisionrl.envs.inventory.setting import SettingError, load_setting
+from decisionrl.envs.inventory.scenarios import make_simulator, paper_scenarios
+from decisionrl.envs.inventory.setting import Setting, SettingError, load_setting
 from decisionrl.evaluation.inventory import evaluate_policies
+from decisionrl.learner import GradientLearner
 from decisionrl.names import UnknownNameError
-from decisionrl.recipes.hdpo import default_periods, hdpo
+from decisionrl.policies.mlp import InventoryMLP
+from decisionrl.recipes.hdpo import default_periods, hdpo, longest_way
 from decisionrl.trainer import Trainer
 
 RULES = {
@@ -69,27 +74,104 @@ def test_building_leaves_the_global_generator_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_series_train_on_their_own_split() -> None:
-    overrides = {
-        "demand.generator": {"items": 10, "periods": 40, "seed": 1},
-        "paper.train": {"scenarios": 10, "periods": 8, "ignore": 1, "batch": 4, "columns": [0, 24]},
-        "paper.dev": {"scenarios": 10, "periods": 8, "ignore": 1, "batch": 4, "columns": [8, 32]},
-        "paper.test": {"scenarios": 10, "periods": 8, "ignore": 1, "batch": 4, "columns": [16, 40]},
-    }
-    for policy in ("mlp", "gnn"):
-        experiment = hdpo(setting="one_store_real_data_lost_demand", policy=policy, overrides=overrides, steps=3)
-        assert experiment.config["protocol"] == "finite"
-        assert (experiment.config["batch"], experiment.config["periods"]) == (4, 8)
-        batch = experiment.source.sample()
-        assert (batch.batch, batch.history, batch.periods) == (4, 16, 8)
-        Trainer(experiment).fit(3)
+SERIES = {
+    "demand.generator": {"items": 10, "periods": 60, "seed": 1},
+    "paper.train": {"scenarios": 10, "periods": 24, "ignore": 1, "batch": 4, "columns": [0, 40]},
+    "paper.dev": {"scenarios": 10, "periods": 8, "ignore": 1, "batch": 4, "columns": [8, 32]},
+    "paper.test": {"scenarios": 10, "periods": 8, "ignore": 1, "batch": 4, "columns": [16, 40]},
+}
+
+
+@pytest.mark.parametrize("policy", ["mlp", "gnn"])
+@pytest.mark.parametrize("protocol", [None, "windows", "finite"])
+def test_series_train_on_their_own_split(policy: str, protocol: Any) -> None:
+    """Windows as long as two ways to the customer (lead time 6 at most) by default, the whole split if finite."""
+    setting = "one_store_real_data_lost_demand"
+    experiment = hdpo(setting=setting, policy=policy, protocol=protocol, overrides=SERIES, steps=3)
+    assert experiment.config["protocol"] == (protocol or "windows")
+    batch, periods = (4, 24) if protocol == "finite" else (256, 16)
+    assert (experiment.config["batch"], experiment.config["periods"]) == (batch, periods)
+    sample = experiment.source.sample()
+    assert (sample.batch, sample.history, sample.periods) == (batch, 16, periods)
+    Trainer(experiment).fit(3)
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("one_store_lost", 16), ("serial_system", 28), ("many_warehouses_lost_demand", 20)]
+    ("name", "expected"),
+    [
+        ("one_store_lost", 32),  # a lead time of 4
+        ("serial_system", 104),  # 2 + 4 + 3 + 4 periods
+        ("many_warehouses_lost_demand", 72),  # 3 + 6 periods
+    ],
 )
-def test_default_periods_cover_the_network_twice(name: str, expected: int) -> None:
-    assert default_periods(load_setting(name)) == expected
+def test_default_periods_are_eight_times_the_longest_way(name: str, expected: int) -> None:
+    setting = load_setting(name)
+    assert default_periods(setting) == 8 * longest_way(setting) == expected
+    config = hdpo(setting=setting).config
+    assert (config["periods"], config["batch"]) == (expected, 8192 // expected)
+
+
+def test_default_periods_stay_between_32_and_128() -> None:
+    assert default_periods(load_setting("one_store_lost", {"store.lead_time": 1})) == 32
+    assert default_periods(load_setting("serial_system", {"store.lead_time": 12})) == 128
+
+
+def small_paper_setting(name: str) -> Setting:
+    """The released protocol on a few scenarios; its own draw of 12 + 8 paths of 10 periods."""
+    setting = load_setting(name)
+    sizes = {"train": 12, "dev": 8, "test": 8}
+    phases = {k: replace(v, scenarios=sizes[k], periods=10, ignore=2, batch=5) for k, v in setting.phases.items()}
+    return replace(setting, phases=phases)
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "rate", "hidden", "head"),
+    [
+        ("one_store_lost", "mlp", 0.003, [32, 32, 32], "softplus"),
+        ("serial_system", "mlp", 0.01, [32, 32], "sigmoid"),
+    ],
+)
+def test_the_paper_protocol_is_the_released_set_up(
+    name: str, policy: str, rate: float, hidden: list[int], head: str
+) -> None:
+    """Constant learning rate, raw units, no skip, no clipping, shuffled batches of one fixed set."""
+    setting = small_paper_setting(name)
+    experiment = hdpo(setting=setting, policy=policy, protocol="paper", steps=2)
+    network, learner = experiment.policy, experiment.learner
+    assert isinstance(network, InventoryMLP)
+    assert isinstance(learner, GradientLearner)
+    linear = [layer for layer in network.net if isinstance(layer, nn.Linear)]
+    assert [layer.out_features for layer in linear[:-1]] == hidden
+    assert (network.scaled, network.skip, network.supplier_head) == (False, None, head)
+    # Raw units: orders of one store are softplus(z) themselves, those of a network 4 flows at the most.
+    assert network.edge_scale.tolist() == ([1.0] if name == "one_store_lost" else [5.0] * 4)
+    assert experiment.callbacks == ()
+    assert (experiment.config["batch"], experiment.config["periods"]) == (5, 10)
+
+    fixed = paper_scenarios(setting, make_simulator(setting), "train")
+    known = {tuple(path.tolist()) for path in fixed.demand[:, :, 0].T}
+    assert len(known) == 12
+    sampled = hdpo(setting=setting, policy=policy, protocol="paper", steps=2).source.sample()
+    assert {tuple(path.tolist()) for path in sampled.demand[:, :, 0].T} <= known
+
+    rates: list[float] = []
+
+    class Watch(Callback):
+        def on_step(self, trainer: Trainer) -> None:
+            rates.extend(group["lr"] for group in learner.optimizer.param_groups)
+
+    before = [p.detach().clone() for p in network.parameters()]
+    Trainer(experiment, callbacks=[Watch()]).fit(2)
+    assert rates == [rate, rate]
+    assert experiment.config["clip_norm"] is None
+    # Adam's first steps move every weight by about the learning rate, whatever the size of the gradient.
+    moved = max(float((p - q).abs().max()) for p, q in zip(network.parameters(), before, strict=True))
+    assert 0.5 * rate < moved < 2.1 * rate
+
+
+def test_the_paper_protocol_knows_its_policies_only() -> None:
+    with pytest.raises(ValueError, match="no released set-up for policy 'store_base_stock'; valid: mlp, gnn, base"):
+        hdpo(setting="one_warehouse_lost_demand", policy="store_base_stock", protocol="paper")
 
 
 def test_mistakes_are_named() -> None:
@@ -97,11 +179,13 @@ def test_mistakes_are_named() -> None:
         hdpo(setting="one_store_lst")
     with pytest.raises(UnknownNameError, match=r"unknown policy 'mpl'; did you mean 'mlp'\?"):
         hdpo(policy="mpl")
-    with pytest.raises(ValueError, match=r"protocol = 'endless'; valid: 'continuing', 'finite'"):
+    with pytest.raises(ValueError, match=r"protocol = 'endless'; valid: continuing, windows, finite, paper"):
         hdpo(protocol="endless")  # type: ignore[arg-type]
     with pytest.raises(DemandError, match="finite table of series"):
         hdpo(setting="many_warehouses_real_data_lost_demand", protocol="continuing")
-    with pytest.raises(ValueError, match="base-stock rule is for 1 node"):
+    with pytest.raises(
+        ValueError, match="'base_stock' does not fit setting 'serial_system'; valid: a network of one store"
+    ):
         hdpo(setting="serial_system", policy="base_stock")
 
 

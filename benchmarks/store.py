@@ -21,7 +21,6 @@ from decisionrl.benchmarks.executors import Finished, Measurement, Task
 from decisionrl.evaluation.results import (
     ResultsError,
     Row,
-    code_version,
     parse_row,
     read_json,
     without_nonfinite,
@@ -38,6 +37,7 @@ from decisionrl.evaluation.series import (
     write_series,
 )
 from decisionrl.evaluation.statistics import Estimate
+from decisionrl.version import code_version
 
 Key = tuple[str, str, int]
 """Case, method and seed."""

@@ -35,7 +35,8 @@ from decisionrl.benchmarks.executors import (
     usable_cores,
 )
 from decisionrl.benchmarks.store import Store
-from decisionrl.evaluation.results import code_version, config_hash, write_json
+from decisionrl.evaluation.results import config_hash, write_json
+from decisionrl.version import code_version
 
 __all__ = ["Case", "CaseContext", "CaseResult", "Measurement", "RequestError", "run_suite"]
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from decisionrl import checkpoint, distributed, run, seeding
+from decisionrl.files import sync
 from decisionrl.learner import GradientLearner
 
 if TYPE_CHECKING:
@@ -316,7 +317,7 @@ class JsonlMetrics(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         if self._file is not None:
-            run.sync(self._path)
+            sync(self._path)
             self._size = self._file.tell()
         return {"size": self._size}
 

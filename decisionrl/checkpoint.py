@@ -20,7 +20,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from decisionrl import distributed, run
+from decisionrl import distributed
+from decisionrl.files import replacing
 
 FORMAT = "decisionrl-checkpoint-1"
 _DTYPES = frozenset(
@@ -158,7 +159,7 @@ def _rank_paths(path: Path) -> list[Path]:
 
 def _save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with run.replacing(path) as temporary:
+    with replacing(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata)
 
 

@@ -10,12 +10,9 @@
 
 import json
 import math
-import os
 import platform
-import subprocess
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,8 @@ import torch
 
 import decisionrl
 from decisionrl import distributed
+from decisionrl.files import replacing
+from decisionrl.version import commit
 
 CONFIG = "config.json"
 RUN = "run.json"
@@ -65,34 +64,8 @@ def environment(device: str) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "decisionrl": decisionrl.__version__,
-        "commit": _commit(),
+        "commit": commit(),
     }
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path to write; it then takes the place of ``path``.
-
-    A crash, or a power failure, leaves either the old file or the new one.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        sync(temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Bring a file, or the names in a directory, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _check_same(out: Path, config: Any, seed: int | None, device: str) -> None:
@@ -155,19 +128,3 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read: {error}") from error
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that the package is run from; None outside one."""
-    here = Path(__file__)
-    try:
-        tracked = _git(here.parent, "ls-files", "--error-unmatch", here.name)
-        return tracked and _git(here.parent, "rev-parse", "HEAD")
-    except (OSError, subprocess.TimeoutExpired):  # no git here
-        return None
-
-
-def _git(directory: Path, *arguments: str) -> str | None:
-    command = ["git", "-C", str(directory), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    return result.stdout.strip() if result.returncode == 0 else None

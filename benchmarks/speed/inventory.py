@@ -55,7 +55,7 @@ from decisionrl.envs.inventory.setting import Setting, load_setting
 from decisionrl.envs.inventory.simulator import Observation, Scenario, Simulator
 from decisionrl.evaluation.formatting import format_gap, format_seconds, format_value
 from decisionrl.evaluation.inventory import evaluate_policies
-from decisionrl.evaluation.results import Row, code_version, write_results
+from decisionrl.evaluation.results import Row, write_results
 from decisionrl.evaluation.statistics import control_variate
 from decisionrl.experience.scenarios import FiniteScenarios
 from decisionrl.learner import GradientLearner
@@ -67,6 +67,7 @@ from decisionrl.recipes.hdpo import hdpo
 from decisionrl.recipes.inventory_policies import BUILDERS, Build
 from decisionrl.seeding import generator
 from decisionrl.trainer import Trainer
+from decisionrl.version import code_version
 
 SUITE = "speed-inventory"
 TOLERANCE = 1e-5

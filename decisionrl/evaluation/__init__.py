@@ -1,6 +1,6 @@
 """Evidence: the results format, statistics and reports."""
 
-from decisionrl.evaluation.results import Row, code_version, config_hash, read_results, write_results
+from decisionrl.evaluation.results import Row, config_hash, read_results, write_results
 from decisionrl.evaluation.series import (
     Curve,
     Edge,
@@ -31,7 +31,6 @@ __all__ = [
     "Series",
     "batch_means",
     "bootstrap_mean",
-    "code_version",
     "config_hash",
     "control_variate",
     "interquartile_mean",

@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import functools
 import hashlib
 import json
 import math
-import os
-import subprocess
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +19,7 @@ from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
-import decisionrl
+from decisionrl.files import replacing
 
 ReferenceKind = Literal["exact", "bound", "oracle", "peer", "paper", "none"]
 """What a reference is: a proven optimum, a bound on it, a policy that knows the future, another library's
@@ -211,19 +207,10 @@ def write_json(path: Path, content: object) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write bytes through a temporary file in the same directory: flush to disk, then rename."""
+    """Write bytes so that `path` always holds either its old or its new content, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def read_json(path: Path) -> Any:
@@ -278,22 +265,3 @@ def _canonical(value: object, name: str) -> object:
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     raise TypeError(f"{name} is a {type(value).__name__}, which has no canonical form for a configuration hash")
-
-
-@functools.cache
-def code_version() -> str:
-    """The package version; in a git checkout with the commit, `0.1.0+g1a2b3c4d5` (`.dirty` if edited)."""
-    package = Path(decisionrl.__file__).parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=package, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", "__init__.py")  # an installed copy may stand in another checkout
-        commit = git("rev-parse", "--short=9", "HEAD")
-        dirty = ".dirty" if git("status", "--porcelain", "--untracked-files=no") else ""
-    except (OSError, subprocess.SubprocessError):
-        return decisionrl.__version__
-    return f"{decisionrl.__version__}+g{commit}{dirty}"

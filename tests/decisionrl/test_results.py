@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from decisionrl.evaluation import Row, code_version, config_hash, read_results, write_results
+from decisionrl.evaluation import Row, config_hash, read_results, write_results
 from decisionrl.evaluation.results import ResultsError, relative_gap, without_nonfinite, write_json
+from decisionrl.version import code_version
 
 FIELDS = (
     "suite case method seed metric value low high n reference reference_kind gap seconds device config_hash version"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from decisionrl import run, seeding
+from decisionrl import files, seeding
 from decisionrl.callbacks import (
     Callback,
     Checkpoint,
@@ -134,7 +134,7 @@ class DieAtSync(Callback):
         self.left = count
 
     def on_start(self, trainer: Trainer) -> None:
-        sync = run.sync
+        sync = files.sync
 
         def dying(path: Path) -> None:
             is_directory = path.name == run.CHECKPOINTS
@@ -143,7 +143,7 @@ class DieAtSync(Callback):
                 os.kill(os.getpid(), signal.SIGKILL)
             sync(path)
 
-        run.sync = dying
+        files.sync = dying
 
 
 if __name__ == "__main__":

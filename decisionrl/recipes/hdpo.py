@@ -96,6 +96,12 @@ def hdpo(
     protocol = protocol or ("windows" if chosen.is_series else "continuing")
     if protocol not in get_args(Protocol):
         raise ValueError(f"protocol = {protocol!r}; valid: {', '.join(get_args(Protocol))}")
+    counts = {"steps": steps, "batch": batch, "periods": periods, "train_scenarios": train_scenarios}
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name} = {count}; valid: a whole number >= 1")
+    if learning_rate is not None and not 0 < learning_rate < float("inf"):
+        raise ValueError(f"learning_rate = {learning_rate}; valid: a positive number")
     simulator = make_simulator(chosen, device=device, dtype=dtype)
     options = dict(policy_options or {})
     if protocol == "paper":

@@ -148,6 +148,9 @@ def hdpo(
             training_set = take(training_set, slice(0, train_scenarios))
         batch, periods = min(batch or chosen.phase("train").batch, training_set.batch), training_set.periods
         source = FiniteScenarios(training_set, batch=batch, generator=rng)
+    soonest = min(chosen.network.lead_times)
+    if periods <= soonest:
+        raise ValueError(f"periods = {periods}; valid: more than {soonest}, or no order would arrive in a rollout")
     learner = GradientLearner(
         actor,
         Pathwise(simulator, unit=1.0 if protocol == "paper" else money_unit(chosen), compile=compile),

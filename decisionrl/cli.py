@@ -6,9 +6,10 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import click
 
@@ -19,6 +20,8 @@ SUITES = {"inventory": "decisionrl.benchmarks.inventory"}
 """Suite name -> module with ``cases(profile, data) -> list[Case]``."""
 
 SET_HELP = "Any argument of the recipe; store.lead_time=2 sets a field of the setting. May be repeated."
+
+DIRECTORY = click.Path(path_type=Path, file_okay=False)
 
 PASSED_ON = ("seed", "device", "steps")
 """Recipe arguments with an option of their own."""
@@ -57,16 +60,14 @@ def list_command(kind: str | None, as_json: bool) -> None:
 @click.option("--steps", type=click.IntRange(min=1), help="Updates to train for.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Run directory [default: runs/RECIPE-SETTING-POLICY-SEED]."
-)
-@click.option("--resume", type=click.Path(path_type=Path), help="Go on with the run in this directory.")
+@click.option("--out", type=DIRECTORY, help="Run directory [default: runs/RECIPE-SETTING-POLICY-SEED].")
+@click.option("--resume", type=DIRECTORY, help="Go on with the run in this directory, as it was asked for.")
 @click.option(
     "--set",
     "assignments",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Any argument of the recipe; store.lead_time=2 sets a field of the setting.",
+    help=SET_HELP,
 )
 @click.option("--checkpoint-every", type=click.IntRange(min=1), default=200, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="torch threads [default: 1 for small networks].")
@@ -94,20 +95,25 @@ def train(
 
     torch.set_num_threads(threads or 1)
     function = find_recipe(recipe)
+    _check_device(device)
+    given = {"env": env, "setting": setting, "data": data, "steps": steps, "out": out, "set": assignments or None}
     if resume is not None:
-        arguments = _saved_arguments(resume, recipe, function)
+        extra = [f"--{key}" for key, value in given.items() if value is not None]
+        if extra:
+            raise click.UsageError(f"--resume goes on with the run as it was asked for; not with {', '.join(extra)}")
+        arguments = _saved_arguments(resume, recipe, function) | _arguments(recipe, function, {"device": device}, ())
         out = resume
     else:
-        given = {"env": env, "setting": setting, "data": data, "steps": steps, "seed": seed, "device": device}
-        arguments = _arguments(recipe, function, given, assignments)
-    experiment = function(**arguments)
+        options = {"env": env, "setting": setting, "data": data, "steps": steps, "seed": seed, "device": device}
+        arguments = _arguments(recipe, function, options, assignments)
+    experiment = _built(function, arguments)
     if out is None:
         out = _default_directory(experiment.config)
     _fit(experiment, out, resume=resume is not None, checkpoint_every=checkpoint_every)
 
 
 @cli.command()
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=DIRECTORY)
 @click.option("--episodes", type=click.IntRange(min=2), default=4096, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -134,7 +140,7 @@ def evaluate(directory: Path, episodes: int, seed: int, as_json: bool) -> None:
 @click.option("--data", type=click.Path(path_type=Path), help="Real series for the cases that take them.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Parallel worker processes [default: the machine's cores].")
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Where results go [default: results/SUITE-PROFILE].")
+@click.option("--out", type=DIRECTORY, help="Where results go [default: results/SUITE-PROFILE].")
 @click.option("--ray", "ray_address", help="Run the cases as tasks of this Ray cluster ('auto' or host:port).")
 @click.option("--json", "as_json", is_flag=True, help="Print the rows as JSON.")
 def bench(
@@ -156,6 +162,7 @@ def bench(
     from decisionrl.benchmarks.suite import run_suite
 
     module = importlib.import_module(pick("suite", suite, SUITES))
+    _check_device(device)
     status = run_suite(
         suite,
         module.cases(profile, data),
@@ -173,7 +180,7 @@ def bench(
 
 
 @cli.command()
-@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("directory", type=DIRECTORY)
 def report(directory: Path) -> None:
     """Write results.md, report.html and the figures again from DIRECTORY/results.json."""
     from decisionrl.evaluation.reports import write_report
@@ -243,9 +250,54 @@ def _arguments(name: str, function: Any, given: Mapping[str, Any], assignments: 
         elif leaf and "overrides" in known:
             arguments.setdefault("overrides", {})[key] = value
         else:
-            pick(f"argument of recipe {name}", key, {k: k for k in known})
+            pick(f"argument of recipe {name}", key, known)
             arguments[key] = value
+    hints = get_type_hints(function)
+    for key, value in arguments.items():
+        if not _fits(value, hints[key]):
+            raise click.UsageError(f"{key} = {value!r} is no argument of recipe {name}; valid: {_shown(hints[key])}")
     return arguments
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value may be passed where ``hint`` is asked for; choices are left to the recipe."""
+    kind = get_origin(hint) or hint
+    if kind in (Union, UnionType):
+        return any(_fits(value, each) for each in get_args(hint))
+    if kind is Literal:
+        return any(type(value) is type(each) for each in get_args(hint))
+    if isinstance(value, bool) or kind is Any:
+        return kind in (bool, Any)
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _shown(hint: Any) -> str:
+    """A type as a person writes it."""
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(_shown(each) for each in get_args(hint))
+    return "none" if hint is type(None) else getattr(hint, "__name__", str(hint))
+
+
+def _built(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """The recipe's experiment; a value that it refuses is a wrong request."""
+    from decisionrl.benchmarks.suite import RequestError
+
+    try:
+        return function(**arguments)
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+
+
+def _check_device(device: str) -> None:
+    """RequestError if there is no such device here."""
+    import torch
+
+    from decisionrl.benchmarks.suite import RequestError
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RequestError(f"--device {device}: cannot be used here ({str(error).splitlines()[0]})") from None
 
 
 def _value(text: str) -> Any:
@@ -322,7 +374,7 @@ def _load_run(directory: Path) -> Any:
 
     config = _read_config(directory)
     function = find_recipe(str(config.get("recipe")))
-    experiment = function(**_saved_arguments(directory, None, function))
+    experiment = _built(function, _saved_arguments(directory, None, function))
     final = directory / "final.safetensors"
     if final.exists():
         checkpoint.load_weights(experiment.policy, final)

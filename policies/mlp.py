@@ -108,7 +108,7 @@ class InventoryMLP(nn.Module):
         self.net = mlp(inputs, hidden, outputs)
         self.skip = nn.Linear(inputs, outputs, bias=False) if skip else None
         if self.skip is not None:
-            self._start_from_base_stock(self.skip, topology, num_slots, node_scale)
+            self._start_from_base_stock(self.skip, topology, num_slots, node_scale, edge_scale)
         self.register_buffer("slot_scale", vector(node_scale).repeat(num_slots))
         self.register_buffer("edge_scale", vector(edge_scale))
         self.register_buffer("source", source_matrix(topology))
@@ -130,17 +130,20 @@ class InventoryMLP(nn.Module):
         topology: Topology,
         num_slots: int,
         node_scale: Sequence[float],
+        edge_scale: Sequence[float],
     ) -> None:
         """Weights such that an edge orders its share of (level - echelon position of its destination)."""
         flow, share = vector(node_scale), echelon_share(topology)
+        ends = list(topology.edge_destination)
         levels = order_up_to_levels(topology, node_scale)
         last = self.net[-1]
         assert isinstance(last, nn.Linear)
         with torch.no_grad():
             last.weight.mul_(0.1)
             for edge, node in enumerate(topology.edge_destination):
-                weight = share[node] / flow[node]
-                last.bias[edge] = levels[node] / flow[node] - self.supplier_bias
+                unit = ends.count(node) * edge_scale[edge]  # needs are split evenly over suppliers
+                weight = share[node] / unit
+                last.bias[edge] = levels[node] / unit - self.supplier_bias
                 if self.scaled:  # inputs are slot / flow - 1
                     weight = weight * flow
                     last.bias[edge] -= weight.sum() * num_slots

@@ -96,6 +96,12 @@ def hdpo(
     protocol = protocol or ("windows" if chosen.is_series else "continuing")
     if protocol not in get_args(Protocol):
         raise ValueError(f"protocol = {protocol!r}; valid: {', '.join(get_args(Protocol))}")
+    counts = {"steps": steps, "batch": batch, "periods": periods, "train_scenarios": train_scenarios}
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise ValueError(f"{name} = {count}; valid: a whole number >= 1")
+    if learning_rate is not None and not 0 < learning_rate < float("inf"):
+        raise ValueError(f"learning_rate = {learning_rate}; valid: a positive number")
     simulator = make_simulator(chosen, device=device, dtype=dtype)
     options = dict(policy_options or {})
     if protocol == "paper":
@@ -142,6 +148,9 @@ def hdpo(
             training_set = take(training_set, slice(0, train_scenarios))
         batch, periods = min(batch or chosen.phase("train").batch, training_set.batch), training_set.periods
         source = FiniteScenarios(training_set, batch=batch, generator=rng)
+    soonest = min(chosen.network.lead_times)
+    if periods <= soonest:
+        raise ValueError(f"periods = {periods}; valid: more than {soonest}, or no order would arrive in a rollout")
     learner = GradientLearner(
         actor,
         Pathwise(simulator, unit=1.0 if protocol == "paper" else money_unit(chosen), compile=compile),

@@ -165,7 +165,7 @@ def test_the_paper_protocol_is_the_released_set_up(
     assert rates == [rate, rate]
     assert experiment.config["clip_norm"] is None
     # Adam's first steps move every weight by about the learning rate, whatever the size of the gradient.
-    moved = max(float((p - q).abs().max()) for p, q in zip(network.parameters(), before, strict=True))
+    moved = max(float((p.detach() - q).abs().max()) for p, q in zip(network.parameters(), before, strict=True))
     assert 0.5 * rate < moved < 2.1 * rate
 
 

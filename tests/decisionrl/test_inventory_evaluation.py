@@ -20,6 +20,7 @@ from decisionrl.envs.inventory.simulator import InfeasibleOrderError, Observatio
 from decisionrl.evaluation.inventory import Evaluation, evaluate_on_series, evaluate_policies
 from decisionrl.names import UnknownNameError, pick
 from decisionrl.policies.inventory_rules import BaseStock, CappedBaseStock, EchelonStock, inventory_position
+from decisionrl.policies.topology import echelon_share, order_up_to_levels
 from decisionrl.recipes.inventory_policies import BUILDERS, Build, build_policy
 
 
@@ -121,6 +122,28 @@ def test_every_fitting_policy_is_feasible(name: str, policy: str) -> None:
                 parameter += 0.2 * torch.randn(parameter.shape, generator=rng)
             cost = simulator.rollout(actor, scenario, check=True).cost
         assert bool(torch.isfinite(cost).all())
+
+
+@pytest.mark.parametrize("options", [{}, {"scaled": False}], ids=["scaled", "raw units"])
+@pytest.mark.parametrize("policy", ["mlp", "gnn"])
+@pytest.mark.parametrize("name", FITTING)
+def test_an_untrained_network_keeps_stock_bounded(name: str, policy: str, options: dict[str, Any]) -> None:
+    """It starts as echelon order-up-to rules: echelon positions end near their levels, and stay there."""
+    setting = load_setting(name)
+    simulator = make_simulator(setting)
+    flow = setting.network.flow_scale(setting.demand.mean)[0].tolist()
+    levels, share = order_up_to_levels(setting.network, flow), echelon_share(setting.network)
+    for seed in range(2):
+        actor = build_policy(policy, setting, simulator, options=options, seed=seed)
+        rng = torch.Generator().manual_seed(seed)
+        slots = None
+        for _ in range(2):
+            scenario = fresh_scenarios(setting, simulator, batch=16, periods=300, generator=rng, slots=slots)
+            with torch.no_grad():
+                slots = simulator.rollout(actor, scenario, check=True).slots
+            relative = inventory_position(slots) @ share.T / levels
+            assert float(relative.min()) > -0.5
+            assert float(relative.max()) < 2.0
 
 
 VALID = {

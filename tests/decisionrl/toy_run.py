@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
-from decisionrl import files, seeding
+from decisionrl import files, run, seeding
 from decisionrl.callbacks import (
     Callback,
     Checkpoint,

@@ -36,8 +36,9 @@ LEARNING_RATES = {"gnn": 0.003} | dict.fromkeys(
 """Peak of the one-cycle schedule where it is not 0.01: the graph network's repeated updates need a smaller one,
 a handful of levels take a larger one."""
 
-SCENARIO_PERIODS = 8192
-"""Scenarios x periods of one update of the continuing protocol."""
+SCENARIO_PERIODS, GNN_SCENARIO_PERIODS = 8192, 2048
+"""Scenarios x periods of one update of the continuing protocol; the graph network learns from fewer, and each is
+more work for it."""
 
 WINDOW_LANES = {"gnn": 16}
 """Scenarios side by side on windows of a network's series where they are not 64: a graph network does more work
@@ -87,7 +88,7 @@ def hdpo(
       code (see :mod:`decisionrl.recipes.hdpo_paper`).
 
     batch, periods: by default, when continuing, rollouts of eight times the longest way to a customer (32 to 128
-    periods) of as many scenarios as make 8,192 scenario-periods (at least 64); on windows, twice the longest way
+    periods) of as many scenarios as make 8,192 scenario-periods (the graph network: 2,048); on windows, twice the longest way
     and 64 scenarios (``WINDOW_LANES``) or as many as make 256 series; the setting's own otherwise. overrides:
     fields of the setting, see :func:`decisionrl.envs.inventory.setting.load_setting`. Raises SettingError,
     DemandError, or ValueError for an option that does not fit or a policy that has nothing to train.
@@ -120,7 +121,7 @@ def hdpo(
     source: ContinuingScenarios | WindowedScenarios | FiniteScenarios
     if protocol == "continuing":
         periods = periods or default_periods(chosen)
-        batch = batch or max(64, SCENARIO_PERIODS // periods)
+        batch = batch or max(16, (GNN_SCENARIO_PERIODS if policy == "gnn" else SCENARIO_PERIODS) // periods)
         source = ContinuingScenarios(
             chosen,
             simulator,

@@ -244,8 +244,10 @@ class _Table:
         self._read.add(key)
         if key not in self._values:
             if default is ...:
+                near = difflib.get_close_matches(key, [k for k in self._values if k not in self._read], n=1, cutoff=0.8)
+                hint = f"; {near[0]!r} is no key, did you mean {key!r}?" if near else ""
                 raise SettingError(
-                    f"{self.path(key)} is missing" + (f"; valid: {', '.join(map(repr, valid))}" if valid else "")
+                    f"{self.path(key)} is missing{hint}" + (f"; valid: {', '.join(map(repr, valid))}" if valid else "")
                 )
             return default
         value = self._values[key]

@@ -88,10 +88,10 @@ def hdpo(
       code (see :mod:`decisionrl.recipes.hdpo_paper`).
 
     batch, periods: by default, when continuing, rollouts of eight times the longest way to a customer (32 to 128
-    periods) of as many scenarios as make 8,192 scenario-periods (the graph network: 2,048); on windows, twice the longest way
-    and 64 scenarios (``WINDOW_LANES``) or as many as make 256 series; the setting's own otherwise. overrides:
-    fields of the setting, see :func:`decisionrl.envs.inventory.setting.load_setting`. Raises SettingError,
-    DemandError, or ValueError for an option that does not fit or a policy that has nothing to train.
+    periods) of as many scenarios as make 8,192 scenario-periods (the graph network: 2,048); on windows, twice the
+    longest way and 64 scenarios (``WINDOW_LANES``) or as many as make 256 series; the setting's own otherwise.
+    overrides: fields of the setting, see :func:`decisionrl.envs.inventory.setting.load_setting`. Raises
+    SettingError, DemandError, or ValueError for an option that does not fit or a policy that has nothing to train.
     """
     chosen = setting if isinstance(setting, Setting) else load_setting(setting, overrides, data=data)
     protocol = protocol or ("windows" if chosen.is_series else "continuing")

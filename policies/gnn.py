@@ -215,7 +215,8 @@ class InventoryGNN(nn.Module):
                 source, destination = torch.mm(rows, skip).view(n, -1, 2).unbind(-1)
                 wish = torch.addmm(wish, self.starts[: self._read], source)
                 wish = torch.addmm(wish, self.ends[: self._read], destination)
-            wanted = nn.functional.softplus(wish.t()).view(*shape, self._read) * wish_scale
+            # Contiguous: torch.compile mistakes the layout of the gradient of a transposed softplus.
+            wanted = nn.functional.softplus(wish.t().contiguous()).view(*shape, self._read) * wish_scale
             if not self._ships:
                 return wanted
             shared = feasibility.proportional(

@@ -106,12 +106,10 @@ def test_train_evaluate_and_resume(run: Any, tmp_path: Path) -> None:
     assert result["reference_kind"] == "exact"
     assert result["gap"] == pytest.approx(result["mean_cost"] / result["reference"] - 1)
 
-    (tmp_path / "killed").mkdir()
-    shutil.copytree(tmp_path / "run", tmp_path / "killed", dirs_exist_ok=True)
-    for made_at_the_end in ("final.safetensors", "evaluation.json"):
-        (tmp_path / "killed" / made_at_the_end).unlink()
-    for last in (tmp_path / "killed/checkpoints").glob("*3*"):
-        shutil.rmtree(last) if last.is_dir() else last.unlink()
+    shutil.copytree(tmp_path / "run", tmp_path / "killed")
+    for made_later in ("final.safetensors", "evaluation.json", "checkpoints/step-000000000003.safetensors"):
+        (tmp_path / "killed" / made_later).unlink()
+    assert [path.stem for path in (tmp_path / "killed/checkpoints").iterdir()] == ["step-000000000002"]
     status, _, err = run("train", "hdpo", "--resume", "killed")
     assert status == 0, err
     final = [(tmp_path / name / "final.safetensors").read_bytes() for name in ("run", "killed")]

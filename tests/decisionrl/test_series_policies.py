@@ -24,12 +24,7 @@ STORES_21 = "many_warehouses_real_data_lost_demand"
 ONE_STORE = "one_store_real_data_lost_demand"
 RULES = ["fixed_quantile", "transformed_nv", "quantile_nv", "returns_nv"]
 TRAINED = ["data_driven_net", "gnn", "fixed_quantile", "transformed_nv"]
-DATA = Path(
-    os.environ.get(
-        "DECISIONRL_DATA",
-        Path(__file__).parents[3] / "shared" / "data" / "favorita_21_stores" / "weekly_sales.pt",
-    )
-)
+DATA = Path(os.environ.get("DECISIONRL_DATA", ".")) / "favorita_21_stores" / "weekly_sales.pt"
 
 
 def small(name: str, items: int = 12) -> Setting:
@@ -152,7 +147,7 @@ def test_time_may_differ_by_scenario() -> None:
 
 
 needs_data = pytest.mark.skipif(
-    not DATA.is_file(), reason=f"no real series at {DATA}; name the file in the environment variable DECISIONRL_DATA"
+    not DATA.is_file(), reason="set DECISIONRL_DATA to the folder that holds favorita_21_stores"
 )
 
 

@@ -29,7 +29,10 @@ check: setup  ## format, lint, types and import direction
 
 docs: setup  ## build the documentation into site/
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	$(BIN)/mkdocs build --strict
+	rm -rf build
+	$(BIN)/python -m pip install --quiet --no-deps --target build/package .
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "documentation: site/index.html"
 
 clean:
 	rm -rf $(VENV) build site *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -214,14 +214,16 @@ class SampleEfficiency:
     sizes: tuple[int, ...] = (16, 64, 256, 1024, 8192)
 
     def __call__(self, context: CaseContext) -> CaseResult:
-        rows, values, lows, highs = [], [], [], []
+        rows, values = list[Measurement](), list[float]()
+        lows, highs = list[float](), list[float]()
         for i, size in enumerate(self.sizes):
             context.progress(i / len(self.sizes), f"{size} training scenarios")
             measured = self._train(size, context)
             rows.append(Measurement(f"cost_with_{size}_scenarios", measured.cost))
-            values.append(measured.cost.value)
-            lows.append(measured.cost.low)
-            highs.append(measured.cost.high)
+            value = measured.cost.value
+            values.append(value)
+            lows.append(value if measured.cost.low is None else measured.cost.low)
+            highs.append(value if measured.cost.high is None else measured.cost.high)
         curve = Curve(
             x_label="training scenarios (log2)",
             y_label="cost per period and store on new demand",

@@ -240,7 +240,7 @@ def _speed(results: Path) -> list[str]:
     return parts
 
 
-def main(arguments: Sequence[str], write: Callable[[str], object] = print) -> None:
+def main(arguments: Sequence[str], write: Callable[[Path], object] = print) -> None:
     results = Path(arguments[0]) if arguments else Path("benchmarks/results")
     target = Path(arguments[1]) if len(arguments) > 1 else Path("docs/results.md")
     target.write_text(page(results), encoding="utf-8")

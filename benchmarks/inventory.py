@@ -407,7 +407,7 @@ FULL: Mapping[tuple[str, str], Budget] = {
     ("one_store_lost", "mlp-paper"): Budget(steps=800),
     ("serial_system", "echelon_stock"): Budget(steps=800),
     ("serial_system", "mlp"): Budget(steps=1500),
-    ("serial_system", "gnn"): Budget(steps=300, batch=20, **GNN_FULL),
+    ("serial_system", "gnn"): Budget(steps=600, batch=20, **GNN_FULL),
     ("transshipment_backlogged", "water_filling"): Budget(steps=300, learning_rate=0.001),
     ("transshipment_backlogged", "mlp"): Budget(steps=1500),
     ("transshipment_backlogged", "gnn"): Budget(steps=1500, batch=48, **GNN_FULL),
@@ -445,7 +445,11 @@ SERIAL_CELLS = [(4, p) for p in (4, 9, 19, 39)] + [(lead, 9) for lead in (1, 2, 
 
 
 def cases(profile: str, data: Path | None) -> list[Case]:
-    """All cases of a profile, in the order of the report."""
+    """All cases of a profile, in the order of the report. Raises DemandError for series that do not fit."""
+    series = SERIES_QUICK if profile == "quick" else SERIES_FULL
+    if data is not None:
+        for setting in dict.fromkeys(setting for setting, _ in series):
+            load_setting(setting, data=data)  # refused here, before anything is run
     chosen = []
     for (setting, method), budget in (QUICK if profile == "quick" else FULL).items():
         cells = [DEFAULT_CELL]
@@ -457,7 +461,6 @@ def cases(profile: str, data: Path | None) -> list[Case]:
             efficiency = SampleEfficiency(setting=SAMPLES_SETTING, policy=policy, steps=300, batch=batch)
             chosen.append(Case(f"{SAMPLES_SETTING}-samples", policy, efficiency, cost=3000.0))
     label = "" if data is not None else "-synthetic"
-    series = SERIES_QUICK if profile == "quick" else SERIES_FULL
     for (setting, policy), budget in series.items():
         run = SeriesCase(setting=setting, policy=policy, budget=budget)
         hint = budget.steps * (20.0 if policy == "gnn" else 3.0)

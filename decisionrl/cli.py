@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import os
@@ -156,7 +157,6 @@ def bench(
     as_json: bool,
 ) -> None:
     """Run a benchmark suite; stopped and run again, it goes on where it was."""
-    import importlib
 
     from decisionrl.benchmarks.executors import on_ray, usable_cores
     from decisionrl.benchmarks.suite import run_suite
@@ -201,10 +201,12 @@ def main() -> None:
     except click.Abort:
         sys.exit(130)
     except Exception as error:
-        if not _is_request_error(error) or os.environ.get("DECISIONRL_TRACEBACK"):
+        status = 2 if _is_request_error(error) else 1 if _is_failed_run(error) else None
+        if status is None or os.environ.get("DECISIONRL_TRACEBACK"):
             raise
-        click.secho(f"decisionrl: {error}", fg="red", err=True)
-        sys.exit(2)
+        notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+        click.secho(f"decisionrl: {error}{notes}", fg="red", err=True)
+        sys.exit(status)
 
 
 def _is_request_error(error: Exception) -> bool:
@@ -222,6 +224,16 @@ def _is_request_error(error: Exception) -> bool:
 
         kinds += (RequestError, CheckpointError, DemandError, NetworkError, SettingError, RunError)
     return isinstance(error, kinds)
+
+
+def _is_failed_run(error: Exception) -> bool:
+    """Runs that went wrong for a reason the message names: numbers that are not finite, impossible orders."""
+    if "torch" not in sys.modules:
+        return False
+    from decisionrl.envs.inventory.simulator import InfeasibleOrderError
+    from decisionrl.learner import NonFiniteError
+
+    return isinstance(error, (InfeasibleOrderError, NonFiniteError))
 
 
 # ------------------------------------------------------------------------------------------------ arguments
@@ -412,7 +424,8 @@ def _catalogue(kind: str) -> dict[str, str]:
         from decisionrl.recipes.inventory_policies import BUILDERS
 
         return {name: (builder.__doc__ or "").splitlines()[0] for name, builder in BUILDERS.items()}
-    return {name: f"decisionrl bench {name}" for name in SUITES}
+
+    return {name: (importlib.import_module(module).__doc__ or "").splitlines()[0] for name, module in SUITES.items()}
 
 
 if __name__ == "__main__":

@@ -225,3 +225,12 @@ def test_a_wrong_request_in_a_process_of_its_own(tmp_path: Path) -> None:
 )
 def test_values_are_held_against_the_types_of_a_recipe(value: Any, hint: Any, fits: bool) -> None:
     assert cli._fits(value, hint) == fits
+
+
+def test_a_run_that_diverges_says_where_in_one_line_and_fails(run: Any) -> None:
+    status, _, said = run("train", "hdpo", "--steps", "30", "--set", "learning_rate=1e30", "--out", "here")
+    assert status == 1
+    last = said.strip().splitlines()[-1]
+    assert "update 2: loss" in last
+    assert "not finite" in last
+    assert "Traceback" not in said

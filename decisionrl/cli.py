@@ -201,12 +201,12 @@ def main() -> None:
     except click.Abort:
         sys.exit(130)
     except Exception as error:
-        status = 2 if _is_request_error(error) else 1 if _is_failed_run(error) else None
-        if status is None or os.environ.get("DECISIONRL_TRACEBACK"):
+        code = 2 if _is_request_error(error) else 1 if _is_failed_run(error) else None
+        if code is None or os.environ.get("DECISIONRL_TRACEBACK"):
             raise
         notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
         click.secho(f"decisionrl: {error}{notes}", fg="red", err=True)
-        sys.exit(status)
+        sys.exit(code)
 
 
 def _is_request_error(error: Exception) -> bool:

@@ -57,7 +57,7 @@ def hdpo(
     *,
     setting: str | Path | Setting = "one_store_lost",
     policy: str = "mlp",
-    steps: int = 400,
+    steps: int = 300,
     protocol: Protocol | None = None,
     batch: int | None = None,
     periods: int | None = None,

@@ -26,6 +26,7 @@ class Target:
     full: float
     prefix: str
     metric: str = "cost"
+    cells: bool = True
 
 
 HUB = "transshipment_backlogged"
@@ -34,12 +35,13 @@ TARGETS = [
     Target("one_store_backlogged/base_stock, to the exact optimum", "base_stock", 0.2, 0.05, "one_store_backlogged"),
     Target("one_store_backlogged/mlp", "mlp", 0.5, 0.1, "one_store_backlogged"),
     Target(
-        "one_store_lost/capped_base_stock, to the best capped rule",
+        "one_store_lost/capped_base_stock, to the best capped rule (default cell)",
         "capped_base_stock",
         0.3,
         0.1,
         "one_store_lost",
         "cost_to_best_capped",
+        cells=False,
     ),
     Target("one_store_lost/mlp, to the exact optimum (full: mean of the cells)", "mlp", 0.4, 0.15, "one_store_lost"),
     Target("serial_system/echelon_stock", "echelon_stock", 0.3, 0.1, "serial_system"),
@@ -126,7 +128,7 @@ def _targets(quick: list[Row], full: list[Row]) -> str:
     lines = ["| case/method | quick, target | quick, reached | full, target | full, reached |", "|---|---|---|---|---|"]
     for target in TARGETS:
         in_quick = _find(quick, target, cells=False)
-        in_full = _find(full, target, cells=True)
+        in_full = _find(full, target, cells=target.cells)
         lines.append(
             f"| {target.label} | ≤ {target.quick} % | {_reached(in_quick, target.quick)} | ≤ {target.full} % "
             f"| {_reached(in_full, target.full, average='lost' in target.prefix)} |"
@@ -147,15 +149,23 @@ def _reached(rows: Sequence[Row], limit: float, *, average: bool = False) -> str
 
 
 def _lost_cells(rows: list[Row]) -> str:
-    capped = {r.case: r for r in rows if r.method == "capped_base_stock" and r.metric == "cost"}
-    networks = [r for r in rows if r.case.startswith("one_store_lost") and r.method == "mlp" and r.metric == "cost"]
+    lost = [row for row in rows if row.case.startswith("one_store_lost")]
+    capped = {(r.case, r.metric): r for r in lost if r.method == "capped_base_stock"}
+    networks = [r for r in lost if r.method == "mlp" and r.metric == "cost"]
     if not networks:
         return "Not run yet."
-    lines = ["| case | optimum | mlp, gap | capped base stock, gap | mlp better |", "|---|---|---|---|---|"]
+    lines = [
+        "A trained capped base stock is rounded to whole units when it is measured; where its cap lies near a half, that "
+        "can cost more than the training left (last column).",
+        "",
+        "| case | optimum | mlp, gap | capped base stock, gap | mlp better | capped, to the best capped |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in networks:
-        rule = capped.get(row.case)
+        rule, limit = (capped.get((row.case, metric)) for metric in ("cost", "cost_to_best_capped"))
         better = "–" if rule is None or rule.gap is None else "yes" if (row.gap or 0) < rule.gap else "no"
-        lines.append(f"| {row.case} | {row.reference:.5f} | {_gap(row)} | {_gap(rule) if rule else '–'} | {better} |")
+        shown = [_gap(each) if each else "–" for each in (rule, limit)]
+        lines.append(f"| {row.case} | {row.reference:.5f} | {_gap(row)} | {shown[0]} | {better} | {shown[1]} |")
     return "\n".join(lines)
 
 

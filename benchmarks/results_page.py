@@ -155,8 +155,8 @@ def _lost_cells(rows: list[Row]) -> str:
     if not networks:
         return "Not run yet."
     lines = [
-        "A trained capped base stock is rounded to whole units when it is measured; where its cap lies near a half, that "
-        "can cost more than the training left (last column).",
+        "A trained capped base stock is rounded to whole units when it is measured; where its cap lies near a half, "
+        "that can cost more than the training left (last column).",
         "",
         "| case | optimum | mlp, gap | capped base stock, gap | mlp better | capped, to the best capped |",
         "|---|---|---|---|---|---|",

@@ -226,7 +226,7 @@ class SampleEfficiency:
             highs.append(value if measured.cost.high is None else measured.cost.high)
         curve = Curve(
             x_label="training scenarios (log2)",
-            y_label="cost per period and store on new demand",
+            y_label="cost on new demand",
             x=[float(np.log2(size)) for size in self.sizes],
             y=values,
             low=lows,
@@ -333,7 +333,7 @@ class _Watch(Callback):
     def curve(self, reference: float | None) -> Curve:
         return Curve(
             x_label="updates",
-            y_label="cost per period and store",
+            y_label="cost",
             x=[float(step) for step in self.steps],
             y=self.values,
             reference=reference,

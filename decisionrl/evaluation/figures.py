@@ -102,7 +102,7 @@ def curve_figure(
             low, high = (np.nan_to_num(scale(bound), nan=floor) for bound in (curve.low, curve.high))
             axes.fill_between(curve.x, low, high, color=colors[method], alpha=0.15, linewidth=0)
     first = next(iter(curves.values()))
-    axes.set_title(title, fontweight="bold")
+    axes.set_title(title, fontweight="bold", fontsize=10 if len(title) < 28 else 7.5)
     axes.set_xlabel(first.x_label)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(FuncFormatter(_short_number))

@@ -244,10 +244,24 @@ def _speed(results: Path) -> list[str]:
         lines = ["| case | method | metric | value | target or reference |", "|---|---|---|---|---|"]
         for row in read_results(directory):
             value = "–" if row.value is None else f"{row.value:.4g}"
+            if row.low is not None and row.high is not None:
+                value += f" ({row.low:.4g} to {row.high:.4g})"
             reference = "–" if row.reference is None else f"{row.reference:.4g} ({row.reference_kind})"
             lines.append(f"| {row.case} | {row.method} | {row.metric} | {value} | {reference} |")
-        parts += [f"## Speed: {directory.name}", "\n".join(lines)]
+        parts += [f"## Speed: {directory.name}", _about_speed(directory), "\n".join(lines)]
     return parts
+
+
+def _about_speed(directory: Path) -> str:
+    rows = read_results(directory)
+    devices = ", ".join(sorted({row.device or "?" for row in rows}))
+    versions = ", ".join(sorted({row.version or "?" for row in rows}))
+    return (
+        f"On {devices}, version {versions}. A speedup is the plain eager loop's processor time over the library's, the "
+        "median of interleaved rounds with the smallest and largest; methods without a suffix count what feeds a step on "
+        "both sides (the plain loop's per-sample Dataset and DataLoader), `-without-loader` has batches at hand on both. "
+        "`compile_seconds` are not in any other row."
+    )
 
 
 def main(arguments: Sequence[str], write: Callable[[Path], object] = print) -> None:

@@ -8,14 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from decisionrl.benchmarks.speed.inventory import Race, TablePolicy, capture_step, main, sweep_race
+from decisionrl.benchmarks.speed.inventory import Race, capture_step, main, sweep_race
 from decisionrl.benchmarks.speed.many_seeds import ManySeeds
 from decisionrl.benchmarks.speed.plain_inventory import PlainSimulator, ScenarioDataset, advance, rollout_loss
 from decisionrl.benchmarks.speed.timing import ratio
-from decisionrl.envs.inventory.oracles import solve_lost_sales
 from decisionrl.envs.inventory.scenarios import make_simulator
 from decisionrl.envs.inventory.setting import load_setting
-from decisionrl.evaluation.inventory import evaluate_policies
 from decisionrl.objectives.pathwise import Pathwise
 from decisionrl.policies.gnn import InventoryGNN
 from decisionrl.policies.mlp import InventoryMLP
@@ -183,15 +181,6 @@ def test_backlog_is_carried_and_lost_demand_is_not() -> None:
         following, _, _ = simulator.step({"stores": torch.zeros_like(data["lead_times"], dtype=torch.float64)})
         on_hand, arrived = following["store_inventories"][..., 0], data["store_inventories"][..., 1]
         assert bool((on_hand == arrived).all()) is lost
-
-
-def test_the_table_policy_is_optimal() -> None:
-    setting = load_setting("one_store_lost", {"store.lead_time": 1})
-    oracle = solve_lost_sales(lead_time=1, holding_cost=1.0, underage_cost=9.0)
-    cost = evaluate_policies(
-        {"optimal": TablePolicy(oracle)}, setting, make_simulator(setting), scenarios=512, periods=600, warmup=100
-    )["optimal"].cost
-    assert abs(cost.mean() - oracle.cost) < 4 * cost.std() / len(cost) ** 0.5
 
 
 def test_ratios_are_taken_round_by_round() -> None:

@@ -259,8 +259,8 @@ def _about_speed(directory: Path) -> str:
     return (
         f"On {devices}, version {versions}. A speedup is the plain eager loop's processor time over the library's, "
         "the median of interleaved rounds with the smallest and largest; methods without a suffix count what feeds a "
-        "step on both sides (the plain loop's per-sample Dataset and DataLoader), `-without-loader` has batches at hand "
-        "on both. `compile_seconds` are not in any other row."
+        "step on both sides (the plain loop's per-sample Dataset and DataLoader), `-without-loader` has batches at "
+        "hand on both. `compile_seconds` are not in any other row."
     )
 
 

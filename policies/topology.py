@@ -112,14 +112,6 @@ def source_matrix(topology: Topology) -> Float[Tensor, "edges nodes"]:
     return matrix
 
 
-def destination_matrix(topology: Topology) -> Float[Tensor, "edges nodes"]:
-    """1 where edge e leads to node n."""
-    matrix = torch.zeros(topology.num_edges, topology.num_nodes)
-    for edge, node in enumerate(topology.edge_destination):
-        matrix[edge, node] = 1.0
-    return matrix
-
-
 def supplier_edges(topology: Topology) -> list[int]:
     return [edge for edge, node in enumerate(topology.edge_source) if node < 0]
 

@@ -246,8 +246,8 @@ def dev_evaluation(setting: Setting, simulator: Simulator, *, every: int) -> Eva
 def default_periods(setting: Setting) -> int:
     """Eight times the longest way from the supplier to a customer, between 32 and 128.
 
-    Orders near the end of a rollout have their costs outside it. On the serial system, where a unit travels 13
-    periods, that biases levels by a cost of 0.5 % at 30 periods and 0.02 % at 100.
+    Orders near the end of a rollout have their costs outside it, which biases the levels of long chains when
+    rollouts are short: on the serial system a unit travels 13 periods.
     """
     return min(128, max(32, 8 * longest_way(setting)))
 

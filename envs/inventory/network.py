@@ -9,7 +9,7 @@ one incoming edge, edge ``n`` is the one into node ``n`` and an order tensor can
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from numbers import Integral
 from typing import Literal
@@ -179,13 +179,6 @@ class Network:
             if self.edge_source[e] >= 0:
                 node[self.edge_source[e]] += edge[e]
         return node, edge
-
-    def with_lead_time(self, destination: str, lead_time: int) -> Network:
-        """The same network with another lead time on every edge into ``destination``."""
-        if destination not in self.node_names:
-            raise NetworkError(f"node {destination!r} is not in the network; nodes: {', '.join(self.node_names)}")
-        edges = [replace(e, lead_time=lead_time) if e.destination == destination else e for e in self.edges]
-        return replace(self, edges=tuple(edges))
 
 
 def _require_cost(where: str, field: str, value: float) -> None:

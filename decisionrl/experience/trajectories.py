@@ -1,0 +1,122 @@
+"""Trajectories: sequences of steps, padded on the right, as a plain dataclass of tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from decisionrl.policies.evaluation import Observation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectories:
+    """Steps of a policy in some world, [batch, step]; for a language model a step is a token.
+
+    A row is one sequence in time: a whole episode, padded on the right, or a window of a stream in which episodes
+    may end. Only steps with ``mask`` are the policy's own and count; the others (padding, tokens of a tool, a step
+    that did nothing but reset a copy) may lie anywhere.
+
+    A plain dataclass rather than a tensordict: indexing it costs as much as indexing its tensors, which on small
+    control problems is a third of an update.
+
+    Attributes:
+        observation: what the policy saw before it acted, [batch, step, ...], or a dict of such tensors.
+        action: [batch, step] or [batch, step, ...].
+        reward: the reward of the step.
+        mask: True at the policy's own steps.
+        log_prob: log-probability of the action at collection.
+        terminated: the episode ended in this step, in a state that has no future.
+        truncated: the episode ended in this step, in a state that has one.
+        entropy: of the policy at collection, in nats; None where unknown.
+        value: V of the observation at collection; None without a critic.
+        next_value: V of the state that the step led to, before any reset; nothing is read of it where ``terminated``.
+        start: True at the first step of an episode; None if only the first of every row is.
+        state: the policy's recurrent state before the first step of the row, [batch, ...].
+        group: rows with equal numbers share a start: the same prompt, or the same reset seed.
+        start_id: which prompt or start it was, a name that stays the same over the whole run; -1 for a fresh one.
+        advantage: set by an advantage estimator.
+        returns: the targets of the value function, set by an advantage estimator that has any.
+        extras: more tensors, all of which begin with [batch] or [batch, step].
+        metrics: scalars to report with the update, such as the return of the episodes that ended.
+    """
+
+    observation: Observation
+    action: Tensor
+    reward: Float[Tensor, "batch step"]
+    mask: Bool[Tensor, "batch step"]
+    log_prob: Float[Tensor, "batch step"]
+    terminated: Bool[Tensor, "batch step"]
+    truncated: Bool[Tensor, "batch step"]
+    entropy: Float[Tensor, "batch step"] | None = None
+    value: Float[Tensor, "batch step"] | None = None
+    next_value: Float[Tensor, "batch step"] | None = None
+    start: Bool[Tensor, "batch step"] | None = None
+    state: Tensor | None = None
+    group: Int[Tensor, " batch"] | None = None
+    start_id: Int[Tensor, " batch"] | None = None
+    advantage: Float[Tensor, "batch step"] | None = None
+    returns: Float[Tensor, "batch step"] | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def num_sequences(self) -> int:
+        """The number of rows."""
+        return self.mask.shape[0]
+
+    @property
+    def num_columns(self) -> int:
+        """The padded length."""
+        return self.mask.shape[1]
+
+    def replace(self, **changes: Any) -> Trajectories:
+        """A copy with other fields."""
+        return dataclasses.replace(self, **changes)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Trajectories:
+        """Apply a function of the leading dimension, such as indexing rows, to every tensor but the metrics."""
+        changes: dict[str, Any] = {}
+        for name in _FIELDS:
+            value = getattr(self, name)
+            if isinstance(value, Tensor):
+                changes[name] = function(value)
+            elif isinstance(value, Mapping):
+                changes[name] = {key: function(tensor) for key, tensor in value.items()}
+        return dataclasses.replace(self, **changes)
+
+    def rows(self, index: Tensor | slice) -> Trajectories:
+        """Some of the sequences; their metrics stay behind."""
+        return self.map(lambda tensor: tensor[index]).replace(metrics={})
+
+    def flat(self) -> Trajectories:
+        """The policy's own steps one by one, [steps, 1], in row order, for policies without memory.
+
+        What belongs to a row (group, extras of shape [batch]) is repeated for each of its steps.
+        """
+        rows, columns = self.mask.shape
+        bare = self.replace(state=None, start=None)
+        if self.mask.all():
+
+            def pick(tensor: Tensor) -> Tensor:
+                if tensor.shape[:2] == (rows, columns):
+                    return tensor.reshape(rows * columns, 1, *tensor.shape[2:])
+                return tensor.repeat_interleave(columns, 0)
+
+            return bare.map(pick)
+        row, column = self.mask.nonzero(as_tuple=True)
+        return bare.map(
+            lambda tensor: tensor[row, column].unsqueeze(1) if tensor.shape[:2] == (rows, columns) else tensor[row]
+        )
+
+    def to(self, device: torch.device | str) -> Trajectories:
+        """On another device."""
+        return self.map(lambda tensor: tensor.to(device))
+
+
+_FIELDS = tuple(each.name for each in dataclasses.fields(Trajectories) if each.name != "metrics")

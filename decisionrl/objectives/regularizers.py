@@ -1,0 +1,73 @@
+"""What stands beside the surrogate: the value loss, and the distance to a reference policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from decisionrl.objectives.terms import LOG_RATIO_LIMIT, Terms, masked_mean
+
+Estimator = Literal["k1", "k2", "k3"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueLoss:
+    """``coefficient * mean (V - returns)^2`` over the kept steps.
+
+    clip: bound V's change since collection to +-clip and take the larger of the two errors, as the release of
+    PPO does (arXiv 1707.06347's code; arXiv 2006.05990 found no benefit).
+    """
+
+    coefficient: float = 0.5
+    clip: float | None = None
+
+    def __call__(self, terms: Terms) -> Tensor:
+        value, returns = terms.evaluation.value, terms.batch.returns
+        if value is None:
+            raise ValueError("a value loss needs a policy with a value head")
+        if returns is None:
+            raise ValueError("a value loss needs returns; this pipeline's advantage estimator sets none")
+        error = (value - returns).square()
+        if self.clip is not None:
+            old = terms.batch.value
+            assert old is not None
+            bounded = old + (value - old).clamp(-self.clip, self.clip)
+            error = torch.maximum(error, (bounded - returns).square())
+        return self.coefficient * masked_mean(error, terms.batch.mask)
+
+
+def kl_estimate(log_ratio: Tensor, estimator: Estimator, *, straight_through: bool = False) -> Tensor:
+    """An estimate of KL(pi, ref) from ``d = log pi - log ref`` at the sampled action, elementwise.
+
+    k1 = d, k2 = d^2 / 2, k3 = exp(-d) + d - 1 (k3 with -d clamped to +-20 and the result to +-10). Only k2's gradient
+    is an unbiased estimate of KL's on-policy; straight_through keeps the value and takes k2's gradient.
+    """
+    if estimator not in get_args(Estimator):
+        raise ValueError(f"estimator = {estimator!r}; valid: {', '.join(get_args(Estimator))}")
+    k2 = log_ratio.square() / 2
+    if estimator == "k2":
+        return k2
+    if estimator == "k1":
+        value = log_ratio
+    else:
+        clamped = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+        value = (torch.exp(-clamped) + clamped - 1).clamp(-10, 10)
+    return k2 - k2.detach() + value.detach() if straight_through else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLPenalty:
+    """``coefficient * KL(pi, reference)`` at every step, from ``batch.extras["reference_log_prob"]``."""
+
+    coefficient: float
+    estimator: Estimator = "k3"
+    straight_through: bool = False
+
+    def __call__(self, terms: Terms) -> Tensor:
+        if "reference_log_prob" not in terms.batch.extras:
+            raise ValueError("a KL penalty needs extras['reference_log_prob']; put ReferenceLogProb into the pipeline")
+        log_ratio = terms.log_prob - terms.batch.extras["reference_log_prob"]
+        return self.coefficient * kl_estimate(log_ratio, self.estimator, straight_through=self.straight_through)

@@ -13,7 +13,6 @@ from torch import nn
 
 from decisionrl import checkpoint, distributed, run, seeding
 from decisionrl.files import sync
-from decisionrl.learner import GradientLearner
 
 if TYPE_CHECKING:
     import rich.progress
@@ -217,9 +216,12 @@ class LearningRateSchedule(Callback):
         self._factory = factory
 
     def attach(self, trainer: "Trainer") -> None:
-        if not isinstance(trainer.learner, GradientLearner):
-            raise TypeError(f"a LearningRateSchedule needs a GradientLearner, not a {type(trainer.learner).__name__}")
-        self._scheduler = self._factory(trainer.learner.optimizer)
+        optimizer = getattr(trainer.learner, "optimizer", None)
+        if optimizer is None:
+            raise TypeError(
+                f"a LearningRateSchedule needs a learner with an optimizer, not a {type(trainer.learner).__name__}"
+            )
+        self._scheduler = self._factory(optimizer)
 
     def on_step(self, trainer: "Trainer") -> None:
         self._scheduler.step()

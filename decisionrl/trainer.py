@@ -210,13 +210,12 @@ class Trainer:
     def _loop(self, steps: int) -> None:
         learner, source = self.learner, self.source
         hooks = [callback.on_step for callback in self.callbacks]
-        steps_per_sample = source.steps_per_sample
         while self.step < steps and self._stop_reason is None:
             batch = source.sample()
             update = learner.update(batch)
             source.observe(update)
             self.previous_step = self.step
-            self.step += steps_per_sample
+            self.step += source.steps_per_sample
             self.metrics = {**update.metrics}
             if self.recorded:
                 self.recorded = {}

@@ -16,9 +16,9 @@ class Source(Protocol):
 
     @property
     def steps_per_sample(self) -> int:
-        """How many of the trainer's steps one batch counts for.
+        """How many of the trainer's steps the last batch counts for, read after every ``sample``.
 
-        1 counts gradient steps; a rollout source returns the environment steps in one of its batches.
+        1 counts gradient steps; a rollout source returns the environment steps that the batch has cost.
         """
         ...
 

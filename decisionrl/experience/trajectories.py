@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,6 +117,37 @@ class Trajectories:
     def to(self, device: torch.device | str) -> Trajectories:
         """On another device."""
         return self.map(lambda tensor: tensor.to(device))
+
+
+def joined(batches: Sequence[Trajectories]) -> Trajectories:
+    """The sequences of several batches under each other, padded on the right to one length; metrics stay behind."""
+    columns = max(batch.num_columns for batch in batches)
+    first = batches[0]
+
+    def stacked(tensors: Sequence[Tensor]) -> Tensor:
+        shapes = zip(tensors, batches, strict=True)
+        return torch.cat([_widened(t, columns) if t.shape[:2] == batch.mask.shape else t for t, batch in shapes])
+
+    changes: dict[str, Any] = {}
+    for name in _FIELDS:
+        values = [getattr(batch, name) for batch in batches]
+        if isinstance(values[0], Tensor | Mapping):
+            changes[name] = each_key(stacked, values)
+    return first.replace(**changes, metrics={})
+
+
+def each_key(function: Callable[[Sequence[Tensor]], Tensor], values: Sequence[Any]) -> Any:
+    """Apply a function of several tensors to them, or to those of each key if they are dicts."""
+    if isinstance(values[0], Tensor):
+        return function(values)
+    return {key: function([value[key] for value in values]) for key in values[0]}
+
+
+def _widened(tensor: Tensor, columns: int) -> Tensor:
+    missing = columns - tensor.shape[1]
+    if not missing:
+        return tensor
+    return torch.cat([tensor, tensor.new_zeros(tensor.shape[0], missing, *tensor.shape[2:])], 1)
 
 
 _FIELDS = tuple(each.name for each in dataclasses.fields(Trajectories) if each.name != "metrics")

@@ -1,0 +1,328 @@
+"""EpisodeSource: whole episodes from chosen starts, several from each, for methods that compare them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from decisionrl.envs.copies import Copies
+from decisionrl.envs.world import World
+from decisionrl.experience.acting import ActingPolicy, EpisodeStatistics, rows_of, update_normalizer
+from decisionrl.experience.trajectories import Trajectories, each_key, joined
+from decisionrl.pipeline import PipelineStep, load_states, states
+from decisionrl.pipeline.curricula import Starts
+from decisionrl.policies.evaluation import Observation
+from decisionrl.seeding import generator
+
+if TYPE_CHECKING:
+    from decisionrl.learner import Update
+
+NOISE_CHUNK = 64
+"""Steps whose randomness is drawn at once."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """An episode to play: from the start of ``seed``, or from the state that ``prefix`` leads to from there.
+
+    With a prefix the environment's own randomness goes on from ``noise``.
+    """
+
+    seed: int
+    prefix: Tensor | None = None
+    noise: int = 0
+
+
+@dataclass(frozen=True)
+class Played:
+    """Episodes in the order of their tasks, [episodes, steps], padded on the right."""
+
+    observation: Observation
+    action: Tensor
+    reward: Tensor
+    mask: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    final_observation: Observation
+    final_state: Tensor | None
+
+    @property
+    def outcome(self) -> Tensor:
+        """The undiscounted return of every episode."""
+        return self.reward.sum(1)
+
+
+def play(
+    world: World,
+    policy: ActingPolicy,
+    tasks: Sequence[Task],
+    *,
+    generator: torch.Generator | None,
+    max_steps: int | None = None,
+) -> Played:
+    """Play the tasks on the world's copies, each copy going on with the next task when it has ended one.
+
+    generator: of the actions' randomness; None plays the policy's deterministic actions. max_steps: an episode of as
+    many steps is truncated. Policies with memory begin every episode with their initial state.
+
+    Raises:
+        ValueError: the world cannot start a copy from a seed.
+    """
+    if not world.seedable:
+        raise ValueError(
+            f"{world.name}: episodes from chosen starts need a world that heeds a seed for each copy; valid: an id, "
+            "module:Class, a function, or a SyncVectorEnv or AsyncVectorEnv with autoreset mode DISABLED"
+        )
+    copies, device = world.num_envs, world.device
+    waiting = deque(range(len(tasks)))
+    playing: list[int | None] = [waiting.popleft() if waiting else None for _ in range(copies)]
+    length = [0] * copies
+    idle = {i for i, task in enumerate(playing) if task is None}
+    current = world.reset([0 if task is None else tasks[task].seed for task in playing])
+    current = _branched(world, [(i, tasks[task]) for i, task in enumerate(playing) if task is not None], current)
+    state = policy.initial_state(copies)
+    log = _Log()
+    final: dict[int, tuple[Observation, Tensor | None]] = {}
+    noise: deque[Tensor] = deque()
+    with torch.inference_mode():
+        while len(idle) < copies:
+            if generator is not None and not noise:
+                noise.extend(policy.sample_noise((NOISE_CHUNK, copies), generator).unbind(0))
+            seen = each_key(lambda each: each[0].clone(), [current])
+            action, state = policy.act(current, state, noise=None if generator is None else noise.popleft())
+            step = world.step(action, idle=idle)
+            current = step.observation
+            ended, terminated = (step.terminated | step.truncated).tolist(), step.terminated.clone()
+            over = [
+                i for i in range(copies) if i not in idle and (ended[i] or (max_steps and length[i] + 1 >= max_steps))
+            ]
+            log.add(seen, action.clone(), step.reward.clone(), terminated, list(playing), list(length))
+            length = [n + 1 for n in length]
+            for i in over:
+                task = playing[i]
+                assert task is not None
+                final[task] = rows_of(current, [i]), None if state is None else state[[i]]
+                playing[i] = following = waiting.popleft() if waiting else None
+                length[i] = 0
+                if following is None:
+                    idle.add(i)
+            begin = [(i, tasks[task]) for i in over if (task := playing[i]) is not None]
+            if begin:
+                current = world.restart([i for i, _ in begin], [task.seed for _, task in begin])
+                current = _branched(world, begin, current)
+            if state is not None and over:
+                initial = policy.initial_state(copies)
+                assert initial is not None
+                state[over] = initial[over]
+    return log.played([final[e] for e in range(len(tasks))], device)
+
+
+def _branched(world: World, begun: Sequence[tuple[int, Task]], current: Observation) -> Observation:
+    """Play the prefixes of those tasks that have one."""
+    for i, task in begun:
+        if task.prefix is not None:
+            if not isinstance(world, Copies):
+                raise ValueError(f"{world.name}: going back to a state needs copies in this process (workers = 0)")
+            current = world.branch(i, task.seed, task.prefix, noise=task.noise)
+    return current
+
+
+class _Log:
+    """What all copies did in every step, and which episode and step of it that was."""
+
+    def __init__(self) -> None:
+        self._steps: list[tuple[Observation, Tensor, Tensor, Tensor]] = []
+        self._episode: list[list[int | None]] = []
+        self._position: list[list[int]] = []
+
+    def add(
+        self,
+        observation: Observation,
+        action: Tensor,
+        reward: Tensor,
+        terminated: Tensor,
+        episode: list[int | None],
+        position: list[int],
+    ) -> None:
+        self._steps.append((observation, action, reward, terminated))
+        self._episode.append(episode)
+        self._position.append(position)
+
+    def played(self, final: Sequence[tuple[Observation, Tensor | None]], device: torch.device) -> Played:
+        """One row an episode."""
+        episode = torch.tensor(
+            [[-1 if e is None else e for e in row] for row in self._episode], device=device
+        ).flatten()
+        position = torch.tensor(self._position, device=device).flatten()
+        kept = episode >= 0
+        row, column = episode[kept], position[kept]
+        shape = (len(final), int(column.max()) + 1)
+
+        def arranged(values: Sequence[Tensor]) -> Tensor:
+            flat = torch.stack(list(values)).flatten(0, 1)[kept]
+            padded = torch.zeros(*shape, *flat.shape[1:], dtype=flat.dtype, device=device)
+            padded[row, column] = flat
+            return padded
+
+        observations, actions, rewards, terminations = zip(*self._steps, strict=True)
+        mask = torch.zeros(shape, dtype=torch.bool, device=device)
+        mask[row, column] = True
+        terminated = arranged(terminations)
+        last = mask & ~torch.cat([mask[:, 1:], torch.zeros_like(mask[:, :1])], 1)
+        return Played(
+            observation=each_key(arranged, observations),
+            action=arranged(actions),
+            reward=arranged(rewards),
+            mask=mask,
+            terminated=terminated,
+            truncated=last & ~terminated,
+            final_observation=each_key(lambda rows: torch.cat(list(rows)), [seen for seen, _ in final]),
+            final_state=None if final[0][1] is None else torch.cat([state for _, state in final if state is not None]),
+        )
+
+
+StateValues = Callable[[Trajectories, "EpisodeSource"], Trajectories]
+"""``(batch, source) -> batch`` with more extras, from episodes that it lets the source play."""
+
+
+class EpisodeSource:
+    """Whole episodes from the starts that ``starts`` proposes, one row each, with equal ``group`` for equal starts.
+
+    A start is a number; the reset seed that belongs to it is the same over the whole run. Episodes of one group so
+    begin in the same state and, where the world is random, share its random numbers.
+
+    Args:
+        world: where the policy acts; must be ``seedable``.
+        policy: what acts.
+        starts: proposes starts, and hears the scores of their episodes.
+        score: from returns [episodes] to what ``starts`` hears, such as 1 for a success; by default the returns.
+        max_steps: longer episodes are truncated; None leaves that to the environment.
+        greedy: also play the deterministic actions once from every start: ``extras["greedy_return"]`` [batch].
+        values: works out more from states that the episodes went through, such as SegmentValues of
+            ``decisionrl.experience.branching``.
+        pipeline: what is done to each batch; ends in an advantage estimator.
+        seed: of the starts and the actions.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        policy: ActingPolicy,
+        *,
+        starts: Starts,
+        score: Callable[[Tensor], Tensor] | None = None,
+        max_steps: int | None = None,
+        greedy: bool = False,
+        values: StateValues | None = None,
+        pipeline: Sequence[PipelineStep] = (),
+        seed: int = 0,
+    ) -> None:
+        if max_steps is not None and max_steps < 1:
+            raise ValueError(f"max_steps = {max_steps}; valid: a whole number >= 1, or None")
+        self.world, self.policy, self.starts, self.pipeline = world, policy, starts, tuple(pipeline)
+        self.steps_per_sample = 0
+        self._score, self._max_steps, self._greedy, self._values = score, max_steps, greedy, values
+        self._seed = seed
+        self._choice = generator(seed, "starts")
+        self._noise = generator(seed, "actions", world.device)
+        self._episodes = EpisodeStatistics(0)
+        self._batch: Trajectories | None = None
+
+    def sample(self) -> Trajectories:
+        self.steps_per_sample = 0
+        with torch.no_grad():
+            rounds: list[Trajectories] = []
+            while (ids := self.starts.propose(self._choice)) is not None:
+                rounds.append(self._round(ids))
+            if not rounds:
+                raise RuntimeError("starts proposed no episode")
+            batch = joined(rounds)
+            assert batch.start_id is not None
+            batch = batch.replace(group=batch.start_id.unique(return_inverse=True)[1])
+            if self._greedy:
+                batch = self._with_greedy(batch)
+            if self._values is not None:
+                batch = self._values(batch, self)
+            self._batch = batch
+            for step in self.pipeline:
+                batch = step(batch)
+        return batch.replace(metrics={**batch.metrics, **self._episodes.metrics()})
+
+    def observe(self, update: Update) -> None:
+        if self._batch is not None:
+            update_normalizer(self.policy, self._batch)
+            self._batch = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "starts": self.starts.state_dict(),
+            "choice": self._choice.get_state(),
+            "noise": self._noise.get_state(),
+            "episodes": self._episodes.state_dict(),
+            "pipeline": states(self.pipeline),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        self.starts.load_state_dict(state["starts"])
+        self._choice.set_state(state["choice"])
+        self._noise.set_state(state["noise"].cpu())
+        self._episodes.load_state_dict(state["episodes"])
+        load_states(self.pipeline, state["pipeline"])
+
+    def seed_of(self, start: int) -> int:
+        """The reset seed that belongs to a start."""
+        return int(np.random.SeedSequence((self._seed, start)).generate_state(1)[0] >> 1)
+
+    def fresh_seeds(self, count: int) -> list[int]:
+        """Seeds never used before."""
+        return torch.randint(2**31, (count,), generator=self._choice).tolist()  # type: ignore[no-any-return]
+
+    def play(self, tasks: Sequence[Task], *, greedy: bool = False) -> Played:
+        """Play episodes; their steps count for the batch."""
+        played = play(
+            self.world, self.policy, tasks, generator=None if greedy else self._noise, max_steps=self._max_steps
+        )
+        self.steps_per_sample += int(played.mask.sum())
+        return played
+
+    def _round(self, ids: Tensor) -> Trajectories:
+        played = self.play([Task(self.seed_of(start)) for start in ids.tolist()])
+        outcome = played.outcome
+        self.starts.observe(ids, outcome if self._score is None else self._score(outcome))
+        for total, steps in zip(outcome.tolist(), played.mask.sum(1).tolist(), strict=True):
+            self._episodes.ended(total, steps)
+        return evaluated(self.policy, played).replace(start_id=ids.to(self.world.device))
+
+    def _with_greedy(self, batch: Trajectories) -> Trajectories:
+        assert batch.start_id is not None
+        assert batch.group is not None
+        each = self.play([Task(self.seed_of(start)) for start in batch.start_id.unique().tolist()], greedy=True)
+        return batch.replace(extras={**batch.extras, "greedy_return": each.outcome[batch.group]})
+
+
+def evaluated(policy: ActingPolicy, played: Played) -> Trajectories:
+    """The episodes with what the policy says of them."""
+    batch = Trajectories(
+        observation=played.observation,
+        action=played.action,
+        reward=played.reward,
+        mask=played.mask,
+        log_prob=torch.zeros_like(played.reward),
+        terminated=played.terminated,
+        truncated=played.truncated,
+        state=policy.initial_state(len(played.mask)),
+    )
+    evaluation = policy.evaluate(batch)
+    batch = batch.replace(log_prob=evaluation.log_prob, entropy=evaluation.entropy, value=evaluation.value)
+    if evaluation.value is None:
+        return batch
+    last = policy.value(played.final_observation, played.final_state)
+    assert last is not None
+    following = torch.cat([evaluation.value[:, 1:], torch.zeros_like(last)[:, None]], 1)
+    return batch.replace(next_value=torch.where(played.truncated, last[:, None], following))

@@ -1,0 +1,163 @@
+"""RolloutSource: windows of the streams of experience that the copies of a world yield."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from decisionrl.envs.world import World
+from decisionrl.experience.acting import ActingPolicy, EpisodeStatistics, Recorder, rows_of, update_normalizer
+from decisionrl.experience.trajectories import Trajectories
+from decisionrl.pipeline import PipelineStep, load_states, states
+from decisionrl.policies.evaluation import Observation
+from decisionrl.seeding import generator
+
+if TYPE_CHECKING:
+    from decisionrl.learner import Update
+
+Cut = tuple[int, list[int], Observation, Tensor | None]
+"""Truncated episodes: the step, the copies, what they saw last, and their recurrent state."""
+
+
+class RolloutSource:
+    """``horizon`` steps of every copy at a time; episodes go on from one window to the next.
+
+    The policy's log-probabilities, entropies and values are worked out for the whole window at once when it is full,
+    by the same ``evaluate`` that the objective calls. ``next_value`` of a truncated step is the value of the episode's
+    own last state. If the policy has a ``normalizer``, its statistics take in the window after the update on it, so
+    that all of a window and of the update on it sees the same ones.
+
+    Args:
+        world: where the policy acts.
+        policy: what acts.
+        horizon: steps of a window.
+        pipeline: what is done to each window; ends in an advantage estimator.
+        seed: of the episodes' starts and the actions.
+    """
+
+    def __init__(
+        self, world: World, policy: ActingPolicy, *, horizon: int, pipeline: Sequence[PipelineStep] = (), seed: int = 0
+    ) -> None:
+        if horizon < 1:
+            raise ValueError(f"horizon = {horizon}; valid: a whole number >= 1")
+        self.world, self.policy, self.horizon, self.pipeline = world, policy, horizon, tuple(pipeline)
+        self._starts = generator(seed, "starts")
+        self._noise = generator(seed, "actions", world.device)
+        self._episodes = EpisodeStatistics(world.num_envs)
+        self._observation: Observation | None = None
+        self._state: Tensor | None = None
+        self._begun = torch.ones(world.num_envs, dtype=torch.bool, device=world.device)
+        self._window: Trajectories | None = None
+
+    @property
+    def steps_per_sample(self) -> int:
+        return self.world.num_envs * self.horizon
+
+    def sample(self) -> Trajectories:
+        with torch.no_grad():
+            self._window = batch = self._collected()
+            self._episodes.add(batch)
+            for step in self.pipeline:
+                batch = step(batch)
+        return batch.replace(metrics={**batch.metrics, **self._episodes.metrics()})
+
+    def observe(self, update: Update) -> None:
+        if self._window is not None:
+            update_normalizer(self.policy, self._window)
+            self._window = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "world": None if self._observation is None else self.world.state_dict(),
+            "starts": self._starts.get_state(),
+            "noise": self._noise.get_state(),
+            "episodes": self._episodes.state_dict(),
+            "state": self._state,
+            "begun": self._begun,
+            "pipeline": states(self.pipeline),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        self._observation = None if state["world"] is None else self.world.load_state_dict(state["world"])
+        self._starts.set_state(state["starts"])
+        self._noise.set_state(state["noise"].cpu())
+        self._episodes.load_state_dict(state["episodes"])
+        self._state = None if state["state"] is None else state["state"].to(self.world.device)
+        self._begun = state["begun"].to(self.world.device)
+        load_states(self.pipeline, state["pipeline"])
+
+    def _seeds(self, count: int) -> list[int]:
+        return torch.randint(2**31, (count,), generator=self._starts).tolist()  # type: ignore[no-any-return]
+
+    def _collected(self) -> Trajectories:
+        world, policy = self.world, self.policy
+        if self._observation is None:
+            self._observation = world.reset(self._seeds(world.num_envs))
+            self._state = policy.initial_state(world.num_envs)
+        current, state, begun = self._observation, self._state, self._begun
+        first_state = None if state is None else state.clone()
+        noise = policy.sample_noise((self.horizon, world.num_envs), self._noise).unbind(0)
+        record = Recorder(current, world.num_envs, self.horizon)
+        cuts: list[Cut] = []
+        with torch.inference_mode():
+            for t in range(self.horizon):
+                record.before(t, current, begun if state is not None else None)
+                action, state = policy.act(current, state, noise=noise[t])
+                step = world.step(action)
+                record.after(t, action, step)
+                current = step.observation
+                if state is not None:
+                    begun = torch.zeros_like(begun)
+                if bool((ended := step.terminated | step.truncated).any()):
+                    lost = (step.truncated & ~step.terminated).nonzero().flatten().tolist()
+                    if lost:
+                        cuts.append((t, lost, rows_of(current, lost), None if state is None else state[lost]))
+                    over = ended.nonzero().flatten().tolist()
+                    current = world.restart(over, self._seeds(len(over)))
+                    begun = self._forget(state, begun, ended)
+                if step.skipped is not None:
+                    begun = self._forget(state, begun, step.skipped)
+        self._observation, self._begun = current, begun.clone()
+        self._state = None if state is None else state.clone()
+        return self._evaluated(record.trajectories(first_state), cuts)
+
+    def _forget(self, state: Tensor | None, begun: Tensor, which: Tensor) -> Tensor:
+        """Reset the recurrent state of copies that begin anew; the copies that have begun."""
+        if state is not None:
+            initial = self.policy.initial_state(self.world.num_envs)
+            assert initial is not None
+            state[which] = initial[which]
+        return begun | which
+
+    def _evaluated(self, batch: Trajectories, cuts: Sequence[Cut]) -> Trajectories:
+        """With what the policy says of the window, and the values of the states that episodes were cut at."""
+        evaluation = self.policy.evaluate(batch)
+        batch = batch.replace(log_prob=evaluation.log_prob, entropy=evaluation.entropy, value=evaluation.value)
+        if evaluation.value is None:
+            return batch
+        assert self._observation is not None
+        last = [(self._observation, self._state), *((seen, state) for _, _, seen, state in cuts)]
+        value = self.policy.value(_joined([seen for seen, _ in last]), _joined_states([state for _, state in last]))
+        assert value is not None
+        copies = self.world.num_envs
+        next_value = torch.cat([evaluation.value[:, 1:], value[:copies, None]], 1)
+        if cuts:
+            row = torch.tensor([i for _, lost, _, _ in cuts for i in lost], device=value.device)
+            column = torch.tensor([t for t, lost, _, _ in cuts for _ in lost], device=value.device)
+            next_value[row, column] = value[copies:]
+        return batch.replace(next_value=next_value)
+
+
+def _joined(observations: Sequence[Observation]) -> Observation:
+    first = observations[0]
+    if isinstance(first, Tensor):
+        return torch.cat(observations)  # type: ignore[arg-type]
+    return {key: torch.cat([each[key] for each in observations]) for key in first}  # type: ignore[call-overload]
+
+
+def _joined_states(states: Sequence[Tensor | None]) -> Tensor | None:
+    present = [state for state in states if state is not None]
+    return torch.cat(present) if present else None

@@ -11,6 +11,9 @@ from decisionrl.names import pick
 
 RECIPES = {
     "hdpo": "decisionrl.recipes.hdpo",
+    "reinforce": "decisionrl.recipes.reinforce",
+    "ppo": "decisionrl.recipes.ppo",
+    "grpo": "decisionrl.recipes.grpo",
 }
 """Recipe name -> module that holds a function of that name and METADATA; imported when used."""
 

@@ -138,7 +138,11 @@ def evaluate(directory: Path, episodes: int | None, seed: int, video: Path | Non
     if video is not None:
         from decisionrl.evaluation.video import film
 
-        result["video"] = str(film(experiment, video, seed=seed))
+        env = experiment.config.get("env")
+        if env is None:
+            raise click.UsageError(f"the recipe of {directory} has no environment to film")
+        options = experiment.config.get("env_options")
+        result["video"] = str(film(experiment.policy, env, video, env_options=options, seed=seed))
     if as_json:
         click.echo(json.dumps(result, indent=1))
     else:
@@ -234,9 +238,10 @@ def _is_request_error(error: Exception) -> bool:
         from decisionrl.envs.inventory.setting import SettingError
         from decisionrl.envs.make import EnvironmentNameError
         from decisionrl.envs.world import UnsupportedSpaceError
+        from decisionrl.evaluation.video import VideoError
         from decisionrl.run import RunError
 
-        kinds += (EnvironmentNameError, UnsupportedSpaceError)
+        kinds += (EnvironmentNameError, UnsupportedSpaceError, VideoError)
         kinds += (RequestError, CheckpointError, DemandError, NetworkError, SettingError, RunError)
     return isinstance(error, kinds)
 

@@ -20,7 +20,7 @@ METADATA = {
     "title": "Group relative policy optimization",
     "arxiv": "2402.03300",
     "changes": "the critic gives way to the other episodes from the same start",
-    "limit": "one epoch, scale "none": REINFORCE with the mean of the group as its baseline",
+    "limit": "one epoch, no scale: REINFORCE with the mean of the group as its baseline",
     "kinds": "any environment that can be started from a seed",
 }
 
@@ -41,7 +41,7 @@ def grpo(
     minibatch: int | None = None,
     **common: Unpack[ControlOptions],
 ) -> Experiment:
-    """``group_size`` episodes from each of ``groups`` starts; an episode's advantage is its return less the group's mean.
+    """``group_size`` episodes from each of ``groups`` starts, compared with each other.
 
     supervision: "outcome" gives all steps of an episode the normalized return; "process" normalizes every step's
     reward over the group and adds up those to come. scale: what the differences are divided by, the standard deviation

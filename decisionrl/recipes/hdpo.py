@@ -204,8 +204,9 @@ class Evaluator:
     ) -> dict[str, Any]:
         """Cost per period and store with a 95 % interval; on series, over the items of the test split.
 
-        episodes: independent scenarios (4,096, or 256 if not ``long``), each followed for 1,000 periods after a warm-up of 500 (300 after 100 if
-        not ``long``). Series have as many as they have items, and use the development split if not ``long``.
+        episodes: independent scenarios (4,096, or 256 if not ``long``), each followed for 1,000 periods after a
+        warm-up of 500 (300 after 100 if not ``long``). Series have as many as they have items, and use the
+        development split if not ``long``.
         """
         setting = self.setting
         if setting.is_series:

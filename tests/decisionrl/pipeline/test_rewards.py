@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from toy_rollout_batches import of_lengths, padded, random_rollout, rollout
 from torch import nn
+from toy_rollout_batches import of_lengths, padded, random_rollout, rollout
 
 from decisionrl.pipeline.rewards import (
     KLReward,

@@ -56,10 +56,10 @@ class Memory:
 class SingleStream:
     """``A = r - v`` with v the tracked mean outcome of the prompt: one answer is enough (SPO, arXiv 2509.13232).
 
-    v is the mean of a Beta(a, b) belief that forgets, ``a <- rho a + r``, ``b <- rho b + 1 - r``. It is kept as
-    v and N = a + b, where the same update reads ``v <- v + (r - v) / (rho N + 1)``, ``N <- rho N + 1`` and holds for any
-    outcome r. ``rho = 2^(-D / half_life)``, clipped to [rho_min, rho_max], with D the KL of the policy that was
-    added by ``add_kl`` since the prompt's last visit.
+    v is the mean of a Beta(a, b) belief that forgets, ``a <- rho a + r``, ``b <- rho b + 1 - r``. It is kept as v and
+    N = a + b, where the same update reads ``v <- v + (r - v) / (rho N + 1)``, ``N <- rho N + 1`` and holds for any
+    outcome r. ``rho = 2^(-D / half_life)``, clipped to [rho_min, rho_max], with D the KL of the policy that was added
+    by ``add_kl`` since the prompt's last visit.
 
     v is from before the batch. Rows with one start_id all use it and then update it in row order; between them the
     policy has not moved, D = 0.

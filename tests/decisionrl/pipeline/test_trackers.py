@@ -214,3 +214,9 @@ def test_always_the_same_outcome_has_no_advantage_at_all(dtype: torch.dtype) -> 
     batch = batch.replace(reward=batch.reward.to(dtype))
     for _ in range(7):
         assert first(step, batch) == [0.0, 0.0, 0.0]
+
+
+def test_a_group_without_any_answer_is_no_visit() -> None:
+    step = SmoothStandardized()
+    step(visits([2] * 4, [9.0] * 4, mask=torch.zeros(4, 1, dtype=torch.bool)))
+    assert first(step, visits([2] * 4, [1.0, 0.0, 0.0, 0.0])) == pytest.approx([1.5, -0.5, -0.5, -0.5])

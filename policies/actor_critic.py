@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from decisionrl.policies.distributions import ActionHead, Std, head_for
-from decisionrl.policies.encoders import Activation, Encoder, Towers, encoder_for, orthogonal
+from decisionrl.policies.encoders import Activation, Towers, encoder_for, orthogonal
 from decisionrl.policies.evaluation import Batch, Evaluation, Head, Observation
 
 Critic = Literal["separate", "shared"]
@@ -65,9 +65,7 @@ class ActorCritic(nn.Module):
             self.encoder.features, head, hidden=hidden, activation=activation, critic=critic, generator=generator
         )
 
-    def act(
-        self, observation: Observation, state: None = None, *, noise: Tensor | None = None
-    ) -> tuple[Tensor, None]:
+    def act(self, observation: Observation, state: None = None, *, noise: Tensor | None = None) -> tuple[Tensor, None]:
         """Actions [N, ...] for observations [N, ...]: the mode, or what the noise of :meth:`sample_noise` leads to."""
         return self.decision.act(self._features(observation), noise), None
 
@@ -88,7 +86,7 @@ class ActorCritic(nn.Module):
         """Noise for ``shape`` actions, [*shape, ...], such as [steps, copies, ...] for a whole rollout."""
         return self.decision.sample_noise(shape, generator)
 
-    def update_normalizer(self, observation: Observation, mask: Bool[Tensor, "..."] | None = None) -> None:
+    def update_normalizer(self, observation: Observation, mask: Bool[Tensor, ...] | None = None) -> None:
         """Merge observations [..., ...], where ``mask`` [...] is set, into the statistics that normalize them."""
         self.encoder.update(observation, mask)
 
@@ -115,13 +113,11 @@ class Decision(nn.Module):
         self.head = head
         towers = 2 if critic == "separate" else 1
         self.towers = Towers(features, hidden, towers=towers, activation=activation, generator=generator)
-        self.actor = nn.utils.skip_init(nn.Linear, self.towers.features, head.num_outputs)
-        orthogonal(self.actor, gain=0.01, generator=generator)
+        width = self.towers.features
+        self.actor = orthogonal(nn.Linear, width, head.num_outputs, gain=0.01, generator=generator)
         with torch.no_grad():
             self.actor.bias.copy_(head.initial_outputs())
-        self.critic = None if critic is None else nn.utils.skip_init(nn.Linear, self.towers.features, 1)
-        if self.critic is not None:
-            orthogonal(self.critic, gain=1.0, generator=generator)
+        self.critic = None if critic is None else orthogonal(nn.Linear, width, 1, gain=1.0, generator=generator)
 
     def act(self, features: Float[Tensor, "n features"], noise: Tensor | None) -> Tensor:
         actor = self.actor

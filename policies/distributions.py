@@ -64,12 +64,12 @@ class ActionHead(nn.Module, ABC):
     def evaluate(self, outputs: Tensor, action: Tensor) -> tuple[Tensor, Tensor | None]:
         """log_prob and entropy, each [...], which share most of their work; entropy None without a closed form."""
 
-    def log_prob(self, outputs: Tensor, action: Tensor) -> Float[Tensor, "..."]:
+    def log_prob(self, outputs: Tensor, action: Tensor) -> Float[Tensor, ...]:
         """Log-probability (density) of the whole action: the sum over its parts."""
         return self.evaluate(outputs, action)[0]
 
     @abstractmethod
-    def entropy(self, outputs: Tensor) -> Float[Tensor, "..."] | None:
+    def entropy(self, outputs: Tensor) -> Float[Tensor, ...] | None:
         """In nats, of the whole action; None where there is no closed form."""
 
     @abstractmethod
@@ -186,7 +186,7 @@ class MultiCategorical(ActionHead):
 
     def _choose(self, logits: Tensor) -> Tensor:
         action = logits.argmax(-1) + self.start
-        return action if len(self.shape) == 1 else action.unflatten(-1, self.shape)
+        return action if len(self.shape) == 1 else action.reshape(*action.shape[:-1], *self.shape)
 
     def _index(self, action: Tensor) -> Tensor:
         return (_flat(action, len(self.shape)) - self.start).unsqueeze(-1)
@@ -205,7 +205,7 @@ class Bernoulli(ActionHead):
 
     def mode(self, outputs: Tensor) -> Tensor:
         action = (outputs > 0).to(torch.int8)
-        return action if len(self.shape) == 1 else action.unflatten(-1, self.shape)
+        return action if len(self.shape) == 1 else action.reshape(*action.shape[:-1], *self.shape)
 
     def sample(self, outputs: Tensor, noise: Tensor) -> Tensor:
         return self.mode(outputs + noise)
@@ -312,7 +312,7 @@ class DiagonalGaussian(ActionHead):
 
 
 class SquashedGaussian(ActionHead):
-    """``a = center + radius tanh(x)`` with x Gaussian: actions strictly inside a bounded Box (arXiv 1812.05905, app. C).
+    """``a = center + radius tanh(x)`` with x Gaussian: actions inside a bounded Box (arXiv 1812.05905, app. C).
 
     ``log pi(a) = log N(x) - sum log(radius (1 - tanh(x)^2))``. x is worked out from the action; where rounding
     has put an action on the border of the box, it is taken to be one float inside. ``mode`` is the image of the

@@ -41,7 +41,7 @@ class ObservationNormalizer(nn.Module):
         return ((observation - self.shift) * self.scale).clamp(-self.clip, self.clip)
 
     @torch.no_grad()
-    def update(self, observation: Tensor, mask: Bool[Tensor, "..."] | None = None) -> None:
+    def update(self, observation: Tensor, mask: Bool[Tensor, ...] | None = None) -> None:
         """Merge observations [..., *shape] into the statistics; where mask [...] is False they do not count."""
         leading = observation.shape[: observation.dim() - self.mean.dim()]
         rows = observation.reshape(-1, *self.mean.shape) if mask is None else observation[mask.expand(leading)]

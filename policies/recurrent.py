@@ -51,9 +51,7 @@ class RecurrentActorCritic(nn.Module):
         self.encoder = encoder_for(observation_space, normalize=normalize_observations, generator=generator)
         self.memory = GRU(self.encoder.features, memory, layers=layers, generator=generator)
         head = head_for(action_space, std=std, squash=squash, initial_log_std=initial_log_std)
-        self.decision = Decision(
-            memory, head, hidden=hidden, activation=activation, critic=critic, generator=generator
-        )
+        self.decision = Decision(memory, head, hidden=hidden, activation=activation, critic=critic, generator=generator)
 
     def act(
         self, observation: Observation, state: Tensor | None = None, *, noise: Tensor | None = None
@@ -74,8 +72,11 @@ class RecurrentActorCritic(nn.Module):
         """
         steps = Steps(batch.mask)
         features = self._features(steps.take_observation(batch.observation))
-        remembered = self.memory(
-            steps.put(features, self.encoder.features), self._state(batch.state, len(batch.mask)), batch.mask, batch.start
+        remembered: Tensor = self.memory(
+            steps.put(features, self.encoder.features),
+            self._state(batch.state, len(batch.mask)),
+            batch.mask,
+            batch.start,
         )
         return self.decision.evaluate(steps.take(remembered), steps.take(batch.action), steps)
 
@@ -87,7 +88,7 @@ class RecurrentActorCritic(nn.Module):
         """Noise for ``shape`` actions, [*shape, ...]."""
         return self.decision.sample_noise(shape, generator)
 
-    def update_normalizer(self, observation: Observation, mask: Bool[Tensor, "..."] | None = None) -> None:
+    def update_normalizer(self, observation: Observation, mask: Bool[Tensor, ...] | None = None) -> None:
         """Merge observations [..., ...], where ``mask`` [...] is set, into the statistics that normalize them."""
         self.encoder.update(observation, mask)
 
@@ -108,9 +109,7 @@ class GRU(nn.Module):
     torch's GRU has no starts in the middle of a sequence and no masked steps.
     """
 
-    def __init__(
-        self, inputs: int, width: int, *, layers: int = 1, generator: torch.Generator | None = None
-    ) -> None:
+    def __init__(self, inputs: int, width: int, *, layers: int = 1, generator: torch.Generator | None = None) -> None:
         super().__init__()
         for name, value in (("memory", width), ("layers", layers)):
             if value < 1:
@@ -118,7 +117,7 @@ class GRU(nn.Module):
         self.width, self.layers = width, layers
         self.cells = nn.ModuleList()
         for layer in range(layers):
-            cell = nn.utils.skip_init(nn.GRUCell, width if layer else inputs, width)
+            cell = nn.utils.skip_init(nn.GRUCell, width if layer else inputs, width)  # type: ignore[no-untyped-call]
             for weight in (*cell.weight_ih.chunk(3), *cell.weight_hh.chunk(3)):
                 nn.init.orthogonal_(weight, generator=generator)
             nn.init.zeros_(cell.bias_ih)
@@ -128,7 +127,7 @@ class GRU(nn.Module):
     def step(self, x: Float[Tensor, "n inputs"], state: Float[Tensor, "n state"]) -> tuple[Tensor, Tensor]:
         """The output [n, width] of one step, and the state after it."""
         states = []
-        for cell, before in zip(self.cells, state.split(self.width, 1), strict=True):
+        for cell, before in zip(self.cells, torch.split(state, self.width, 1), strict=True):
             x = cell(x, before)
             states.append(x)
         return x, torch.cat(states, 1) if self.layers > 1 else x

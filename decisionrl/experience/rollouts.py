@@ -103,7 +103,7 @@ class RolloutSource:
         noise = policy.sample_noise((self.horizon, world.num_envs), self._noise).unbind(0)
         record = Recorder(current, world.num_envs, self.horizon)
         cuts: list[Cut] = []
-        with torch.inference_mode():
+        with torch.no_grad():
             for t in range(self.horizon):
                 record.before(t, current, begun if state is not None else None)
                 action, state = policy.act(current, state, noise=noise[t])

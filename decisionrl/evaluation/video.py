@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from decisionrl.envs.copies import Copies
 from decisionrl.envs.make import env_maker, env_name
+from decisionrl.envs.world import EnvironmentFault
 from decisionrl.experience.acting import ActingPolicy
 
 
@@ -39,10 +41,11 @@ def film(
 
 
 def _frames(policy: ActingPolicy, env: Any, options: dict[str, Any], seed: int) -> tuple[list[Any], float]:
-    from decisionrl.envs.copies import Copies
-
     make, name = env_maker(env, {**options, "render_mode": "rgb_array"}), env_name(env)
-    world = Copies(make, 1, name=name)
+    try:
+        world = Copies(make, 1, name=name)
+    except EnvironmentFault as error:
+        raise VideoError(f"{name} cannot be filmed, which takes render_mode='rgb_array': {error}") from error
     single = world.envs[0]
     modes = single.metadata.get("render_modes", [])
     if "rgb_array" not in modes:

@@ -18,12 +18,13 @@ from decisionrl.pipeline.requirements import required
 class FinishedEpisodes:
     """Appends a row for every episode that ended in the batch, from its first step on; stands behind the estimator.
 
-    For windows of a stream: row i of every batch goes on where row i of the last one ended. Steps of episodes that have
-    not ended yet are remembered. The policy learns from the windows, the value function from the episodes:
+    For windows of a stream: row i of every batch goes on where row i of the last one ended. Steps of episodes that
+    have not ended yet are remembered.
 
-    - ``extras["kept"]`` [batch, step]: the windows' own steps, so that each step counts in one policy update.
-    - ``extras["valued"]`` [batch, step]: the steps of the appended rows, whose ``returns`` are the discounted returns to
-      the episode's end (plus ``next_value`` there if it was truncated) and whose advantage is 0.
+    - ``extras["kept"]`` [batch, step]: the windows' own steps, for the policy; each is in one batch only.
+    - ``extras["valued"]`` [batch, step]: the steps of the appended rows, for the value function. Their ``returns``
+      are the discounted returns to the episode's end, plus ``next_value`` there if it was truncated; their advantage
+      is 0.
 
     Appended rows hold what was known at collection, in part under earlier policies.
 

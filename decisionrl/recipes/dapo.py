@@ -43,8 +43,8 @@ def dapo(
     """GRPO with DAPO's four changes.
 
     Rounds of ``groups`` fresh starts with ``group_size`` episodes each are played until there are ``groups`` starts
-    with unequal returns, but at most ``max_rounds``; starts of equal returns are dropped. The loss is a mean over steps.
-    overlong_length: longer episodes are punished, from ``overlong_buffer`` steps earlier on, by up to
+    with unequal returns, but at most ``max_rounds``; starts of equal returns are dropped. The loss is a mean over
+    steps. overlong_length: longer episodes are punished, from ``overlong_buffer`` steps earlier on, by up to
     ``overlong_factor`` (the paper: 16,384 tokens and more, buffer 4,096, factor 1 where a success is worth 1); None for
     tasks in which length is no fault. minibatch: episodes in one.
     """

@@ -17,7 +17,7 @@ METADATA = {
     "title": "Heterogeneous adaptive policy optimization",
     "arxiv": "2509.16591",
     "changes": "clip and advantage follow the entropy of each step; long episodes count with all their steps",
-    "limit": "alpha = beta = 0 and episodes of equal length G to a group: GRPO with advantages sqrt(G / (G - 1)) as large",
+    "limit": "alpha = beta = 0 and episodes of equal length: GRPO with advantages sqrt(G / (G - 1)) times as large",
     "kinds": "discrete actions; with groups, an environment that can be started from a seed",
 }
 

@@ -30,10 +30,11 @@ def remax(
     entropy_coefficient: float = 0.0,
     **common: Unpack[ControlOptions],
 ) -> Experiment:
-    """One step on the mean over ``episodes`` episodes, each from a start of its own, of ``sum_t -A_t log pi(a_t | s_t)``.
+    """One step on the mean over ``episodes`` episodes of ``sum_t -A_t log pi(a_t | s_t)``.
 
-    A_t is the return from t on, less the return of a greedy episode from the same start. Those episodes count as
-    environment steps, too. A language model's reward comes at the end, so that there A is the same at all steps.
+    Each episode has a start of its own. A_t is the return from t on, less the return of a greedy episode from the same
+    start. The steps of those episodes count, too. A language model's reward comes at the end, so that there A is the
+    same at all steps.
     """
     options = own_options(locals())
     control = Control(**common)

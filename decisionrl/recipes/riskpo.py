@@ -49,8 +49,8 @@ def riskpo(
     omega: the tail's extra weight. rate: the tracked quantiles move by up to as much in a batch, which suits
     returns in [0, 1]; reward_scale brings the environment's returns there. center: bring the advantages of a minibatch
     to mean 0 and variance 1, which subtracts a constant baseline (the paper's are at most 0). ratio: clip that of every
-    step, as the released scripts do, or the sequence's, as the paper writes. The paper adds up the rewards of 5 prompts,
-    for they are 0 or 1; returns of control tasks need no such bundles. minibatch: episodes in one.
+    step, as the released scripts do, or the sequence's, as the paper writes. The paper adds up the rewards of 5
+    prompts, for they are 0 or 1; returns of control tasks need no such bundles. minibatch: episodes in one.
     """
     options = own_options(locals())
     control = Control(**common)

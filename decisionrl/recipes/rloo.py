@@ -31,7 +31,9 @@ def rloo(
     entropy_coefficient: float = 0.0,
     **common: Unpack[ControlOptions],
 ) -> Experiment:
-    """One step on the mean over episodes of ``sum_t -A log pi(a_t | s_t)``, A an episode's return less the others' mean.
+    """One step on the mean over episodes of ``sum_t -A log pi(a_t | s_t)``.
+
+    A is the return of the episode less the mean return of the others from the same start.
 
     groups: starts in a batch. group_size: episodes of each, 2 or more. The paper has 2 or 4 and, on language models,
     learning rates of 1e-6.

@@ -42,8 +42,8 @@ def vade(
 
     num_starts: ``groups`` of them are in a batch. success: the return from which an episode succeeds, by default the
     environment's reward threshold; only the choice of starts looks at it, advantages are of returns. lambda1, lambda2:
-    what is remembered of a start that was played, and of the others. gain: see ``curricula.VADE``. minibatch: episodes in
-    one.
+    what is remembered of a start that was played, and of the others. gain: see ``curricula.VADE``. minibatch:
+    episodes in one.
     """
     options = own_options(locals())
     control = Control(**common)

@@ -19,8 +19,8 @@ from decisionrl.recipes.success import success_return
 METADATA = {
     "title": "XRPO",
     "arxiv": "2510.06672",
-    "changes": "GRPO with more episodes from uncertain starts, and a bonus for successes that the policy finds unlikely",
-    "limit": "kappa = 0 and budget = groups x base: GRPO",
+    "changes": "GRPO with more episodes from uncertain starts, and a bonus for unlikely successes",
+    "limit": "kappa = 0 and budget = groups x base_size: GRPO",
     "kinds": "an environment that can be started from a seed, with a return from which an episode succeeds",
 }
 
@@ -31,7 +31,7 @@ def xrpo(
     num_starts: int = 64,
     groups: int = 8,
     budget: int = 64,
-    base: int = 4,
+    base_size: int = 4,
     phases: int = 3,
     ucb_lambda: float = 0.1,
     success: float | None = None,
@@ -44,9 +44,9 @@ def xrpo(
 ) -> Experiment:
     """GRPO with groups of unequal size.
 
-    num_starts: ``groups`` of them are in a batch, each with ``base`` episodes at first; what is left of the batch's
-    ``budget`` of episodes goes, in further ``phases``, where the mean return is least certain. success: the return above
-    which an episode is a success, by default the environment's reward threshold. novelty, kappa: the bonus of
+    num_starts: ``groups`` of them are in a batch, each with ``base_size`` episodes at first; what is left of the
+    ``budget`` of episodes goes, in further ``phases``, where the mean return is least certain. success: the return
+    above which an episode is a success, by default the environment's reward threshold. novelty, kappa: the bonus of
     unlikely successes, see ``Sharpened``. The paper also shows solved examples to prompts that only failed, for which
     control has no counterpart. minibatch: episodes in one.
     """
@@ -60,7 +60,12 @@ def xrpo(
             control.world,
             policy,
             starts=XRPO(
-                num_starts=num_starts, groups=groups, budget=budget, base=base, phases=phases, ucb_lambda=ucb_lambda
+                num_starts=num_starts,
+                groups=groups,
+                budget=budget,
+                base=base_size,
+                phases=phases,
+                ucb_lambda=ucb_lambda,
             ),
             pipeline=[
                 GroupNormalized(),

@@ -17,7 +17,6 @@ from decisionrl.envs.world import World
 from decisionrl.experience.acting import ActingPolicy, EpisodeStatistics, rows_of, update_normalizer
 from decisionrl.experience.trajectories import Trajectories, each_key, joined
 from decisionrl.pipeline import PipelineStep, load_states, states, tell
-from decisionrl.pipeline.curricula import Starts
 from decisionrl.policies.evaluation import Observation
 from decisionrl.seeding import generator
 

@@ -124,6 +124,7 @@ def peer_policy(model: PPO) -> StableBaselines3Policy | Normalized:
     if normalizer is None or not normalizer.norm_obs:
         return policy
     statistics = normalizer.obs_rms
+    assert not isinstance(statistics, dict)
     return Normalized(
         policy,
         mean=torch.as_tensor(statistics.mean, dtype=torch.float32),

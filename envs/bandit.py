@@ -13,7 +13,7 @@ from torch import Tensor
 Info = dict[str, Any]
 
 
-class PromptBandit(gymnasium.Env[int, int]):
+class PromptBandit(gymnasium.Env[Any, Any]):
     """One step an episode: a prompt is drawn, one action answers it, and the reward is 1 for a success, else 0.
 
     Prompt m is drawn with probability 1 / M, and action k then succeeds with the fixed probability ``success[m, k]``. A

@@ -24,7 +24,7 @@ RECENT = 100
 
 CURVE_POINTS = 120
 
-RETURN_LABEL = f"mean return, last {RECENT} training episodes"
+RETURN_LABEL = "return of training"
 STEPS_LABEL = "environment steps"
 WALL_TIME = "wall_time"
 

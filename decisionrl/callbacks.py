@@ -234,6 +234,28 @@ class LearningRateSchedule(Callback):
         self._scheduler.load_state_dict(dict(state))
 
 
+class OnProgress(Callback):
+    """Tells functions how far the training is, from 0 to 1 as a share of the target: for linear schedules.
+
+    Args:
+        functions: each is called with the progress, at the start and after every update.
+    """
+
+    name = "on_progress"
+    priority = 0
+
+    def __init__(self, *functions: Callable[[float], None]) -> None:
+        self._functions = functions
+
+    def on_start(self, trainer: "Trainer") -> None:
+        self.on_step(trainer)
+
+    def on_step(self, trainer: "Trainer") -> None:
+        progress = min(trainer.step / trainer.target, 1.0) if trainer.target else 1.0
+        for function in self._functions:
+            function(progress)
+
+
 class Checkpoint(Callback):
     """Saves the whole state of the run every so many steps, and at the end.
 

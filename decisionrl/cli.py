@@ -58,7 +58,9 @@ def list_command(kind: str | None, as_json: bool) -> None:
 @click.option(
     "--data", type=click.Path(path_type=Path), help="Real series for the setting (.pt, .npy, .csv, .parquet)."
 )
-@click.option("--steps", type=click.IntRange(min=1), help="Updates to train for.")
+@click.option(
+    "--steps", type=click.IntRange(min=1), help="How long to train: environment steps, or updates of hdpo and its kind."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--out", type=DIRECTORY, help="Run directory [default: runs/RECIPE-SETTING-POLICY-SEED].")
@@ -70,7 +72,9 @@ def list_command(kind: str | None, as_json: bool) -> None:
     metavar="KEY=VALUE",
     help=SET_HELP,
 )
-@click.option("--checkpoint-every", type=click.IntRange(min=1), default=200, show_default=True)
+@click.option(
+    "--checkpoint-every", type=click.IntRange(min=1), help="In steps [default: a tenth of them, at least 200]."
+)
 @click.option("--threads", type=click.IntRange(min=1), help="torch threads [default: 1 for small networks].")
 def train(
     recipe: str,
@@ -83,12 +87,15 @@ def train(
     out: Path | None,
     resume: Path | None,
     assignments: tuple[str, ...],
-    checkpoint_every: int,
+    checkpoint_every: int | None,
     threads: int | None,
 ) -> None:
     """Train RECIPE and leave the run in a directory.
 
+    \b
     decisionrl train hdpo --setting one_store_lost --set policy=mlp
+    decisionrl train ppo --env CartPole-v1
+    decisionrl train ppo --env my_module:MyEnv --steps 200000
     """
     import torch
 
@@ -115,10 +122,11 @@ def train(
 
 @cli.command()
 @click.argument("directory", type=DIRECTORY)
-@click.option("--episodes", type=click.IntRange(min=2), default=4096, show_default=True)
+@click.option("--episodes", type=click.IntRange(min=2), help="How many [default: the recipe's].")
 @click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
+@click.option("--video", type=click.Path(path_type=Path, dir_okay=False), help="Also film one episode (.mp4 or .gif).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def evaluate(directory: Path, episodes: int, seed: int, as_json: bool) -> None:
+def evaluate(directory: Path, episodes: int | None, seed: int, video: Path | None, as_json: bool) -> None:
     """Measure the trained policy of a run directory."""
     import torch
 
@@ -127,6 +135,14 @@ def evaluate(directory: Path, episodes: int, seed: int, as_json: bool) -> None:
     if experiment.evaluate is None:
         raise click.UsageError(f"the recipe of {directory} has no evaluation")
     result = experiment.evaluate(experiment.policy, episodes=episodes, seed=seed)
+    if video is not None:
+        from decisionrl.evaluation.video import film
+
+        env = experiment.config.get("env")
+        if env is None:
+            raise click.UsageError(f"the recipe of {directory} has no environment to film")
+        options = experiment.config.get("env_options")
+        result["video"] = str(film(experiment.policy, env, video, env_options=options, seed=seed))
     if as_json:
         click.echo(json.dumps(result, indent=1))
     else:
@@ -220,8 +236,12 @@ def _is_request_error(error: Exception) -> bool:
         from decisionrl.envs.inventory.demand import DemandError
         from decisionrl.envs.inventory.network import NetworkError
         from decisionrl.envs.inventory.setting import SettingError
+        from decisionrl.envs.make import EnvironmentNameError
+        from decisionrl.envs.world import UnsupportedSpaceError
+        from decisionrl.evaluation.video import VideoError
         from decisionrl.run import RunError
 
+        kinds += (EnvironmentNameError, UnsupportedSpaceError, VideoError)
         kinds += (RequestError, CheckpointError, DemandError, NetworkError, SettingError, RunError)
     return isinstance(error, kinds)
 
@@ -231,9 +251,10 @@ def _is_failed_run(error: Exception) -> bool:
     if "torch" not in sys.modules:
         return False
     from decisionrl.envs.inventory.simulator import InfeasibleOrderError
+    from decisionrl.envs.world import EnvironmentFault
     from decisionrl.learner import NonFiniteError
 
-    return isinstance(error, (InfeasibleOrderError, NonFiniteError))
+    return isinstance(error, (EnvironmentFault, InfeasibleOrderError, NonFiniteError))
 
 
 # ------------------------------------------------------------------------------------------------ arguments
@@ -241,12 +262,12 @@ def _is_failed_run(error: Exception) -> bool:
 
 def _arguments(name: str, function: Any, given: Mapping[str, Any], assignments: tuple[str, ...]) -> dict[str, Any]:
     """The recipe's keyword arguments from options and --set, every key checked against its signature."""
-    known = inspect.signature(function).parameters
+    hints = _parameters(function)
     arguments: dict[str, Any] = {}
     for key, value in given.items():
         if value is None:
             continue
-        if key not in known:
+        if key not in hints:
             if key in PASSED_ON:
                 continue
             raise click.UsageError(f"recipe {name} takes no --{key}")
@@ -257,18 +278,29 @@ def _arguments(name: str, function: Any, given: Mapping[str, Any], assignments: 
             raise click.UsageError(f"--set {assignment!r}: valid is KEY=VALUE")
         value = _value(text)
         head, _, leaf = key.partition(".")
-        if leaf and head in known:
+        if leaf and head in hints:
             arguments.setdefault(head, {})[leaf] = value
-        elif leaf and "overrides" in known:
+        elif leaf and "overrides" in hints:
             arguments.setdefault("overrides", {})[key] = value
         else:
-            pick(f"argument of recipe {name}", key, known)
+            pick(f"argument of recipe {name}", key, hints)
             arguments[key] = value
-    hints = get_type_hints(function)
     for key, value in arguments.items():
         if not _fits(value, hints[key]):
             raise click.UsageError(f"{key} = {value!r} is no argument of recipe {name}; valid: {_shown(hints[key])}")
     return arguments
+
+
+def _parameters(function: Any) -> dict[str, Any]:
+    """The keyword arguments of a recipe and their types, those of ``**common: Unpack[...]`` among them."""
+    hints = get_type_hints(function)
+    parameters: dict[str, Any] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            parameters |= get_type_hints(get_args(hints[name])[0])
+        else:
+            parameters[name] = hints[name]
+    return parameters
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -324,7 +356,7 @@ def _saved_arguments(directory: Path, recipe: str | None, function: Any) -> dict
     config = _read_config(directory)
     if recipe is not None and config.get("recipe") != recipe:
         raise click.UsageError(f"{directory} is a run of recipe {config.get('recipe')!r}, not {recipe!r}")
-    known = inspect.signature(function).parameters
+    known = _parameters(function)
     return {key: value for key, value in config.items() if key in known}
 
 
@@ -353,27 +385,34 @@ def _default_directory(config: Mapping[str, Any]) -> Path:
 # -------------------------------------------------------------------------------------------------- running
 
 
-def _fit(experiment: Any, out: Path, *, resume: bool, checkpoint_every: int) -> None:
+def _fit(experiment: Any, out: Path, *, resume: bool, checkpoint_every: int | None) -> None:
     from decisionrl.callbacks import Checkpoint, Evaluate, JsonlMetrics, Progress, TensorBoard
     from decisionrl.checkpoint import save_weights
+    from decisionrl.evaluation.figures import learning_curve
     from decisionrl.evaluation.results import write_json
     from decisionrl.trainer import Trainer
 
     steps = experiment.config["steps"]
-    callbacks = [Progress(show=("cost",)), JsonlMetrics(every=max(1, steps // 200)), Checkpoint(every=checkpoint_every)]
-    callbacks.append(TensorBoard(every=max(1, steps // 200)))
+    often = max(1, steps // 200)
+    callbacks = [
+        Progress(show=("cost", "episode_return")),
+        JsonlMetrics(every=often),
+        TensorBoard(every=often),
+        Checkpoint(every=checkpoint_every or max(200, steps // 10)),
+    ]
     if experiment.evaluate is not None:
         quick = experiment.evaluate
 
         def measured(policy: Any) -> dict[str, float]:
-            values = quick(policy, episodes=256, seed=0, long=False)
+            values = quick(policy, seed=0, long=False)
             return {k: v for k, v in values.items() if k in ("mean_cost", "mean_return", "gap") and v is not None}
 
         callbacks.append(Evaluate(measured, every=max(1, steps // 8)))
     trainer = Trainer(experiment, callbacks=callbacks, out=out, seed=experiment.config.get("seed"), resume=resume)
     trainer.fit(steps)
     save_weights(experiment.policy, out / "final.safetensors")
-    click.echo(f"run: {out}")
+    curve = learning_curve(out)
+    click.echo(f"run: {out}" + ("" if curve is None else f"  learning curve: {curve}"))
     if experiment.evaluate is not None:
         result = experiment.evaluate(experiment.policy)
         write_json(out / "evaluation.json", result)
@@ -415,7 +454,7 @@ def _catalogue(kind: str) -> dict[str, str]:
     if kind == "recipes":
         from decisionrl.recipes import RECIPES, metadata
 
-        return {name: f"{metadata(name)['title']} (arXiv {metadata(name)['arxiv']})" for name in RECIPES}
+        return {name: _recipe_line(metadata(name)) for name in RECIPES}
     if kind == "envs":
         from decisionrl.envs.inventory.setting import available_settings, setting_title
 
@@ -426,6 +465,11 @@ def _catalogue(kind: str) -> dict[str, str]:
         return {name: (builder.__doc__ or "").splitlines()[0] for name, builder in BUILDERS.items()}
 
     return {name: (importlib.import_module(module).__doc__ or "").splitlines()[0] for name, module in SUITES.items()}
+
+
+def _recipe_line(about: Mapping[str, Any]) -> str:
+    source = f" (arXiv {about['arxiv']})" if about["arxiv"] else ""
+    return f"{about['title']}{source}; for {about['kinds']}"
 
 
 if __name__ == "__main__":

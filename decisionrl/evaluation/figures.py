@@ -7,6 +7,7 @@ inline figures follow the color scheme of the reader.
 from __future__ import annotations
 
 import io
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -124,6 +125,36 @@ def curve_figure(
     if legend:
         figure.legend(loc="outside lower center", ncols=min(4, len(curves)))
     return figure
+
+
+def learning_curve(run: Path) -> Path | None:
+    """Draw ``learning_curve.png`` from a run's ``metrics.jsonl``: what it measured against its steps.
+
+    Returns None where neither returns nor costs were reported more than once.
+    """
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    keys = {"return": ("episode_return", "eval/mean_return"), "cost": ("cost", "eval/mean_cost")}
+    points = {
+        unit: [[(line["step"], line[key]) for line in lines if line.get(key) is not None] for key in pair]
+        for unit, pair in keys.items()
+    }
+    drawn = [unit for unit, pair in points.items() if max(map(len, pair)) > 1]
+    if not drawn:
+        return None
+    unit = drawn[0]
+    with report_style():
+        figure = Figure(figsize=(5.2, 3.2), layout="constrained")
+        axes = figure.subplots()
+        for index, (name, marker) in enumerate((("training", ""), ("evaluation", "o"))):
+            if points[unit][index]:
+                x, y = zip(*points[unit][index], strict=True)
+                axes.plot(x, y, color=method_color(index), label=name, marker=marker, markersize=3.5)
+        axes.set_xlabel("steps")
+        axes.set_ylabel(f"{unit} of an episode" if unit == "return" else unit)
+        axes.set_title(run.name, fontweight="bold")
+        axes.xaxis.set_major_formatter(FuncFormatter(_short_number))
+        axes.legend(loc="best")
+        return save_png(figure, run / "learning_curve.png")
 
 
 def path_figure(title: str, path: SamplePath) -> Figure:

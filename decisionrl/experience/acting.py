@@ -155,7 +155,6 @@ def rows_of(observation: Observation, index: Sequence[int]) -> Observation:
 
 def update_normalizer(policy: ActingPolicy, batch: Trajectories) -> None:
     """Let the policy's observation statistics take in a batch, if it has any."""
-    normalizer = getattr(policy, "normalizer", None)
-    if normalizer is not None:
-        with torch.no_grad():
-            normalizer.update(batch.observation, batch.mask)
+    update = getattr(policy, "update_normalizer", None)
+    if update is not None:
+        update(batch.observation, batch.mask)

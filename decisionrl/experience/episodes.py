@@ -16,7 +16,7 @@ from decisionrl.envs.copies import Copies
 from decisionrl.envs.world import World
 from decisionrl.experience.acting import ActingPolicy, EpisodeStatistics, rows_of, update_normalizer
 from decisionrl.experience.trajectories import Trajectories, each_key, joined
-from decisionrl.pipeline import PipelineStep, load_states, states
+from decisionrl.pipeline import PipelineStep, load_states, states, tell
 from decisionrl.policies.evaluation import Observation
 from decisionrl.seeding import generator
 
@@ -258,6 +258,7 @@ class EpisodeSource:
         return batch.replace(metrics={**batch.metrics, **self._episodes.metrics()})
 
     def observe(self, update: Update) -> None:
+        tell(self.pipeline, update)
         if self._batch is not None:
             update_normalizer(self.policy, self._batch)
             self._batch = None

@@ -12,7 +12,7 @@ from torch import Tensor
 from decisionrl.envs.world import World
 from decisionrl.experience.acting import ActingPolicy, EpisodeStatistics, Recorder, rows_of, update_normalizer
 from decisionrl.experience.trajectories import Trajectories
-from decisionrl.pipeline import PipelineStep, load_states, states
+from decisionrl.pipeline import PipelineStep, load_states, states, tell
 from decisionrl.policies.evaluation import Observation
 from decisionrl.seeding import generator
 
@@ -66,6 +66,7 @@ class RolloutSource:
         return batch.replace(metrics={**batch.metrics, **self._episodes.metrics()})
 
     def observe(self, update: Update) -> None:
+        tell(self.pipeline, update)
         if self._window is not None:
             update_normalizer(self.policy, self._window)
             self._window = None

@@ -42,6 +42,8 @@ class Trajectories:
         start_id: which prompt or start it was, a name that stays the same over the whole run; -1 for a fresh one.
         advantage: set by an advantage estimator.
         returns: the targets of the value function, set by an advantage estimator that has any.
+        complete: it is known that every step is the policy's own and that there are some, so that objectives need not
+            look at ``mask``; set by ``flat``, and given up by ``replace`` when it changes the mask.
         extras: more tensors, all of which begin with [batch] or [batch, step].
         metrics: scalars to report with the update, such as the return of the episodes that ended.
     """
@@ -62,6 +64,7 @@ class Trajectories:
     start_id: Int[Tensor, " batch"] | None = None
     advantage: Float[Tensor, "batch step"] | None = None
     returns: Float[Tensor, "batch step"] | None = None
+    complete: bool = False
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -77,6 +80,8 @@ class Trajectories:
 
     def replace(self, **changes: Any) -> Trajectories:
         """A copy with other fields."""
+        if "mask" in changes:
+            changes.setdefault("complete", False)
         return dataclasses.replace(self, **changes)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Trajectories:
@@ -101,18 +106,18 @@ class Trajectories:
         """
         rows, columns = self.mask.shape
         bare = self.replace(state=None, start=None)
-        if self.mask.all():
+        if self.complete or self.mask.all():
 
             def pick(tensor: Tensor) -> Tensor:
                 if tensor.shape[:2] == (rows, columns):
                     return tensor.reshape(rows * columns, 1, *tensor.shape[2:])
                 return tensor.repeat_interleave(columns, 0)
 
-            return bare.map(pick)
+            return bare.map(pick).replace(complete=rows * columns > 0)
         row, column = self.mask.nonzero(as_tuple=True)
         return bare.map(
             lambda tensor: tensor[row, column].unsqueeze(1) if tensor.shape[:2] == (rows, columns) else tensor[row]
-        )
+        ).replace(complete=len(row) > 0)
 
     def to(self, device: torch.device | str) -> Trajectories:
         """On another device."""

@@ -1,7 +1,8 @@
 """From a loss for every step to one number: the five aggregations in use, by name.
 
-Each is a function ``(loss [batch, step], mask [batch, step]) -> scalar``. With equal lengths ``token_mean`` and
-``seq_mean_token_mean`` agree. Where nothing is left by the mask the result is zero, with a graph.
+Each is a function ``(loss [batch, step], mask [batch, step]) -> scalar``; a mask of None means that all steps count.
+With equal lengths ``token_mean`` and ``seq_mean_token_mean`` agree. Where nothing is left by the mask the result is
+zero, with a graph.
 """
 
 from __future__ import annotations
@@ -14,36 +15,37 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from decisionrl.names import pick
+from decisionrl.objectives.terms import masked_mean, sequence_mean
 
-Aggregation = Callable[[Float[Tensor, "batch step"], Bool[Tensor, "batch step"]], Float[Tensor, ""]]
+Aggregation = Callable[[Float[Tensor, "batch step"], Bool[Tensor, "batch step"] | None], Float[Tensor, ""]]
 
 
-def token_mean(loss: Tensor, mask: Tensor) -> Tensor:
+def token_mean(loss: Tensor, mask: Tensor | None) -> Tensor:
     """sum(l m) / sum(m): every step counts the same (DAPO, arXiv 2503.14476)."""
-    return _kept(loss, mask).sum() / mask.sum().clamp(min=1)
+    return masked_mean(loss, mask)
 
 
-def seq_mean_token_mean(loss: Tensor, mask: Tensor) -> Tensor:
+def seq_mean_token_mean(loss: Tensor, mask: Tensor | None) -> Tensor:
     """Mean over sequences of the mean over their steps (GRPO, arXiv 2402.03300); empty sequences do not count."""
-    return only_token_mean(loss, mask) / _sequences(mask)
+    return only_token_mean(loss, mask) / _sequences(loss, mask)
 
 
-def seq_mean_token_sum(loss: Tensor, mask: Tensor) -> Tensor:
+def seq_mean_token_sum(loss: Tensor, mask: Tensor | None) -> Tensor:
     """Mean over sequences of the sum over their steps; empty sequences do not count."""
-    return _kept(loss, mask).sum() / _sequences(mask)
+    return _sum(loss, mask) / _sequences(loss, mask)
 
 
-def seq_mean_token_sum_norm(loss: Tensor, mask: Tensor, *, length: int | None = None) -> Tensor:
+def seq_mean_token_sum_norm(loss: Tensor, mask: Tensor | None, *, length: int | None = None) -> Tensor:
     """sum(l m) / (batch x length), with a constant length (Dr. GRPO, arXiv 2503.20783).
 
     length: the longest a sequence can be; by default the padded length, which then must not vary between batches.
     """
-    return _kept(loss, mask).sum() / (mask.shape[0] * (length or mask.shape[1]))
+    return _sum(loss, mask) / (loss.shape[0] * (length or loss.shape[1]))
 
 
-def only_token_mean(loss: Tensor, mask: Tensor) -> Tensor:
+def only_token_mean(loss: Tensor, mask: Tensor | None) -> Tensor:
     """Sum over sequences of the mean over their steps, not divided by their number (DCPO, arXiv 2509.02333)."""
-    return (_kept(loss, mask).sum(1) / mask.sum(1).clamp(min=1)).sum()
+    return sequence_mean(loss, mask).sum()
 
 
 AGGREGATIONS: dict[str, Aggregation] = {
@@ -60,14 +62,15 @@ def aggregation(name: str, *, length: int | None = None) -> Aggregation:
 
     length: the constant of "seq-mean-token-sum-norm".
     """
-    function = AGGREGATIONS[pick("aggregation", name, AGGREGATIONS)]
+    function = pick("aggregation", name, AGGREGATIONS)
     return partial(seq_mean_token_sum_norm, length=length) if function is seq_mean_token_sum_norm else function
 
 
-def _kept(loss: Tensor, mask: Tensor) -> Tensor:
-    """The loss where the mask is set, 0 elsewhere, whatever stands there."""
-    return torch.where(mask, loss, 0.0)
+def _sum(loss: Tensor, mask: Tensor | None) -> Tensor:
+    """Over the mask's steps, whatever stands at the others."""
+    return loss.sum() if mask is None else torch.where(mask, loss, 0.0).sum()
 
 
-def _sequences(mask: Tensor) -> Tensor:
-    return mask.any(1).sum().clamp(min=1)
+def _sequences(loss: Tensor, mask: Tensor | None) -> Tensor | int:
+    """How many sequences have a step that counts, at least 1."""
+    return loss.shape[0] if mask is None else mask.any(1).sum().clamp(min=1)

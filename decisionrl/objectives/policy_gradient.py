@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -53,44 +54,63 @@ class PolicyGradient:
     def __call__(self, policy: Evaluates, batch: Trajectories) -> Loss:
         if batch.advantage is None:
             raise ValueError("the trajectories have no advantage; the source's pipeline needs an advantage estimator")
-        evaluation = policy.evaluate(batch)
-        advantage = normalized(batch.advantage, batch.mask) if self.normalize_advantage else batch.advantage
-        terms = Terms(evaluation, batch, advantage, batch.mask)
-        metrics: dict[str, Tensor] = {}
-        for keep in self.filters:
-            terms = Terms(evaluation, batch, advantage, terms.mask & keep(terms))
+        own = None if batch.complete else batch.mask
+        advantage = batch.advantage.detach()
+        if self.normalize_advantage:
+            advantage = normalized(advantage, own)
+        terms = Terms(policy.evaluate(batch), batch, advantage, batch.mask)
+        seen = terms.detach()
+        if self.filters:
+            terms, seen = self._filtered(terms, seen)
         loss = self.surrogate(terms)
         for weight in self.weights:
-            loss = loss * weight(terms)
-        total = self.aggregate(loss, terms.mask)
-        metrics["policy_loss"] = total.detach()
+            with torch.no_grad():
+                factor = weight(seen)
+            loss = loss * factor
+        total = self.aggregate(loss, terms.selection)
+        metrics = {"policy_loss": total.detach()}
         if self.value_loss is not None:
             value_loss = self.value_loss(terms)
             metrics["value_loss"] = value_loss.detach()
             total = total + value_loss
-        entropy = evaluation.entropy if evaluation.entropy is not None else -evaluation.log_prob
         if self.entropy_coefficient:
-            total = total - self.entropy_coefficient * self.aggregate(entropy, terms.mask)
+            bonus = self.aggregate(_entropy(terms), terms.selection)
+            total = total.sub(bonus, alpha=self.entropy_coefficient)
         if self.kl is not None:
-            penalty = self.aggregate(self.kl(terms), terms.mask)
+            penalty = self.aggregate(self.kl(terms), terms.selection)
             metrics["kl_penalty"] = penalty.detach()
             total = total + penalty
         with torch.no_grad():
-            metrics["entropy"] = masked_mean(entropy, terms.mask)
-            metrics["approx_kl"] = masked_mean(terms.ratio - 1 - terms.log_ratio, batch.mask)
+            metrics["entropy"] = masked_mean(_entropy(seen), own)
+            metrics["approx_kl"] = masked_mean(seen.ratio - 1 - seen.log_ratio, own)
+            metrics.update(self.surrogate.metrics(seen))
             if self.filters:
                 metrics["kept_fraction"] = terms.mask.sum() / batch.mask.sum().clamp(min=1)
-            metrics.update(self.surrogate.metrics(terms))
         return Loss(total, metrics)
 
+    @torch.no_grad()
+    def _filtered(self, terms: Terms, seen: Terms) -> tuple[Terms, Terms]:
+        """The two with the mask that the filters leave."""
+        for keep in self.filters:
+            seen = dataclasses.replace(seen, mask=seen.mask & keep(seen))
+        return dataclasses.replace(terms, mask=seen.mask), seen
 
-def normalized(values: Tensor, mask: Tensor) -> Tensor:
-    """To mean 0 and unbiased standard deviation 1 over the mask; a lone step keeps its value.
+
+def normalized(values: Tensor, mask: Tensor | None) -> Tensor:
+    """To mean 0 and unbiased standard deviation 1 over the mask, over all if it is None; a lone step keeps its value.
 
     The 1e-8 stands beside the standard deviation, as in Stable-Baselines3.
     """
+    if mask is None:
+        return values if values.numel() == 1 else (values - values.mean()) / (values.std() + 1e-8)
     count = mask.sum()
     mean = masked_mean(values, mask)
     centered = torch.where(mask, values - mean, 0.0)
     std = (centered.square().sum() / (count - 1).clamp(min=1)).sqrt()
     return torch.where(count > 1, centered / (std + 1e-8), values)
+
+
+def _entropy(terms: Terms) -> Tensor:
+    """Of the policy; where it has no closed form, -log pi, whose expectation it is."""
+    entropy = terms.evaluation.entropy
+    return -terms.log_prob if entropy is None else entropy

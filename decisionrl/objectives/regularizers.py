@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from decisionrl.objectives.terms import LOG_RATIO_LIMIT, Terms, masked_mean
 
@@ -15,28 +16,45 @@ Estimator = Literal["k1", "k2", "k3"]
 
 @dataclass(frozen=True, kw_only=True)
 class ValueLoss:
-    """``coefficient * mean (V - returns)^2`` over the kept steps.
+    """``coefficient * mean (V - returns)^2`` over the batch's steps, whatever the filters say of them.
+
+    There is no other factor of 1/2: the defaults are Stable-Baselines3's ``vf_coef * mse``.
 
     clip: bound V's change since collection to +-clip and take the larger of the two errors, as the release of
-    PPO does (arXiv 1707.06347's code; arXiv 2006.05990 found no benefit).
+    PPO does (arXiv 1707.06347's code; arXiv 2006.05990 found no benefit). key: only over the steps of
+    ``batch.extras[key]`` [batch, step]; None takes all of the batch's.
     """
 
     coefficient: float = 0.5
     clip: float | None = None
+    key: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip = {self.clip}; valid: a positive number, or None")
 
     def __call__(self, terms: Terms) -> Tensor:
-        value, returns = terms.evaluation.value, terms.batch.returns
+        batch, value = terms.batch, terms.evaluation.value
         if value is None:
             raise ValueError("a value loss needs a policy with a value head")
-        if returns is None:
+        if batch.returns is None:
             raise ValueError("a value loss needs returns; this pipeline's advantage estimator sets none")
-        error = (value - returns).square()
+        mask = None if batch.complete else batch.mask
+        if self.key is not None:
+            if self.key not in batch.extras:
+                raise ValueError(
+                    f"extras have no {self.key!r}, only {sorted(batch.extras)}; a pipeline step must set it"
+                )
+            mask = batch.mask & batch.extras[self.key]
+        if mask is not None:
+            value = torch.where(mask, value, 0.0)
+        error = mse_loss(value, batch.returns, reduction="none")
         if self.clip is not None:
-            old = terms.batch.value
-            assert old is not None
-            bounded = old + (value - old).clamp(-self.clip, self.clip)
-            error = torch.maximum(error, (bounded - returns).square())
-        return self.coefficient * masked_mean(error, terms.batch.mask)
+            if batch.value is None:
+                raise ValueError("a clipped value loss needs the values at collection; the batch has none")
+            bounded = batch.value + (value - batch.value).clamp(-self.clip, self.clip)
+            error = torch.maximum(error, mse_loss(bounded, batch.returns, reduction="none"))
+        return self.coefficient * masked_mean(error, mask)
 
 
 def kl_estimate(log_ratio: Tensor, estimator: Estimator, *, straight_through: bool = False) -> Tensor:
@@ -60,14 +78,24 @@ def kl_estimate(log_ratio: Tensor, estimator: Estimator, *, straight_through: bo
 
 @dataclass(frozen=True, kw_only=True)
 class KLPenalty:
-    """``coefficient * KL(pi, reference)`` at every step, from ``batch.extras["reference_log_prob"]``."""
+    """``coefficient * KL(pi, reference)`` at every step, from ``batch.extras["reference_log_prob"]``.
+
+    weighted: multiply by ``batch.extras["kl_weight"]`` [batch, step], for a coefficient that varies.
+    """
 
     coefficient: float
     estimator: Estimator = "k3"
     straight_through: bool = False
+    weighted: bool = False
 
     def __call__(self, terms: Terms) -> Tensor:
-        if "reference_log_prob" not in terms.batch.extras:
+        extras = terms.batch.extras
+        if "reference_log_prob" not in extras:
             raise ValueError("a KL penalty needs extras['reference_log_prob']; put ReferenceLogProb into the pipeline")
-        log_ratio = terms.log_prob - terms.batch.extras["reference_log_prob"]
-        return self.coefficient * kl_estimate(log_ratio, self.estimator, straight_through=self.straight_through)
+        log_ratio = terms.log_prob - extras["reference_log_prob"]
+        kl = self.coefficient * kl_estimate(log_ratio, self.estimator, straight_through=self.straight_through)
+        if not self.weighted:
+            return kl
+        if "kl_weight" not in extras:
+            raise ValueError("a weighted KL penalty needs extras['kl_weight']; a pipeline step must set it")
+        return kl * extras["kl_weight"]

@@ -25,7 +25,7 @@ class Terms:
         evaluation: of the current policy.
         batch: as the source prepared it.
         advantage: A [batch, step], normalized if the objective does so.
-        mask: the steps that count, [batch, step].
+        mask: the steps that count, [batch, step]; a part of ``batch.mask``.
     """
 
     evaluation: Evaluation
@@ -34,13 +34,22 @@ class Terms:
     mask: Bool[Tensor, "batch step"]
 
     @property
+    def selection(self) -> Bool[Tensor, "batch step"] | None:
+        """The mask, or None where it is known that all steps count, which saves the masking."""
+        return None if self.batch.complete and self.mask is self.batch.mask else self.mask
+
+    @cached_property
     def log_prob(self) -> Float[Tensor, "batch step"]:
-        """log pi(a_t | s_t) of the current policy."""
-        return self.evaluation.log_prob
+        """log pi(a_t | s_t) of the current policy; 0 at steps that are not the policy's own.
+
+        No gradient passes there, so that NaN at such a step stays where it is.
+        """
+        log_prob = self.evaluation.log_prob
+        return log_prob if self.batch.complete else torch.where(self.batch.mask, log_prob, 0.0)
 
     @property
     def old_log_prob(self) -> Float[Tensor, "batch step"]:
-        """The same at collection."""
+        """The same at collection, with whatever stands at steps that are not the policy's own."""
         return self.batch.log_prob
 
     @cached_property
@@ -53,7 +62,7 @@ class Terms:
         """r = pi / pi_old."""
         return self.log_ratio.exp()
 
-    @cached_property
+    @property
     def entropy(self) -> Float[Tensor, "batch step"]:
         """H of the current policy, without a graph.
 
@@ -63,6 +72,14 @@ class Terms:
         if self.evaluation.entropy is None:
             raise ValueError("this method needs the entropy of the policy, which has none in closed form")
         return self.evaluation.entropy.detach()
+
+    def detach(self) -> Terms:
+        """The same without a graph, for what weighs, filters and reports. The head, if any, keeps its own."""
+        current = self.evaluation
+        entropy = None if current.entropy is None else current.entropy.detach()
+        value = None if current.value is None else current.value.detach()
+        evaluation = Evaluation(current.log_prob.detach(), entropy, value, current.head)
+        return Terms(evaluation, self.batch, self.advantage, self.mask)
 
 
 class Surrogate(Protocol):
@@ -75,27 +92,41 @@ class Surrogate(Protocol):
     def __call__(self, terms: Terms, /) -> Float[Tensor, "batch step"]: ...
 
     def metrics(self, terms: Terms, /) -> dict[str, Tensor]:
-        """Scalars to report, such as the share of clipped steps; called without gradients."""
+        """Scalars to report, such as the share of clipped steps; called without gradients, on detached terms."""
         ...
 
 
 class StepWeight(Protocol):
-    """A factor [batch, step], without a graph, on the surrogate's loss."""
+    """A factor [batch, step] on the surrogate's loss; called without gradients, on detached terms."""
 
     def __call__(self, terms: Terms, /) -> Float[Tensor, "batch step"]: ...
 
 
 class StepFilter(Protocol):
-    """Which of ``terms.mask``'s steps are kept; the others count as if they were padding."""
+    """Which of ``terms.mask``'s steps are kept; the others count as if they were padding.
+
+    Called without gradients, on detached terms.
+    """
 
     def __call__(self, terms: Terms, /) -> Bool[Tensor, "batch step"]: ...
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the steps of the mask; 0 if there are none."""
+def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over the steps of the mask, over all if it is None; 0 if there are none."""
+    if mask is None:
+        return values.mean()
     return torch.where(mask, values, 0.0).sum() / mask.sum().clamp(min=1)
 
 
-def sequence_mean(values: Tensor, mask: Tensor) -> Tensor:
+def sequence_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """Mean over each sequence's steps of the mask, [batch, 1]; 0 for a sequence without any."""
+    if mask is None:
+        return values.mean(1, keepdim=True)
     return torch.where(mask, values, 0.0).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def masked_quantile(values: Tensor, mask: Tensor, level: float) -> Float[Tensor, ""]:
+    """The element with index ``round(level (n - 1))`` of the mask's n values in order; infinity if there are none."""
+    ordered = torch.where(mask, values, torch.inf).flatten().sort().values
+    index = (level * (mask.sum() - 1)).round().clamp(min=0).long()
+    return ordered.take(index)

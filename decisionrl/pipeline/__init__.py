@@ -1,7 +1,8 @@
 """What happens to a rollout once, before it is learned from: reward shaping, filters, advantages.
 
 A step of the pipeline is ``step(batch) -> batch``. One that has state across batches also has ``state_dict`` and
-``load_state_dict``, and the source that owns the pipeline saves it.
+``load_state_dict``, and the source that owns the pipeline saves it; one with ``observe(update)`` hears of the update on
+its batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,13 @@ from typing import Any
 from decisionrl.experience.trajectories import Trajectories
 
 PipelineStep = Callable[[Trajectories], Trajectories]
+
+
+def tell(pipeline: Sequence[PipelineStep], update: Any) -> None:
+    """Let the steps that have ``observe`` hear of the update on their batch."""
+    for step in pipeline:
+        if hasattr(step, "observe"):
+            step.observe(update)
 
 
 def states(pipeline: Sequence[PipelineStep]) -> dict[str, Any]:

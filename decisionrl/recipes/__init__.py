@@ -11,6 +11,27 @@ from decisionrl.names import pick
 
 RECIPES = {
     "hdpo": "decisionrl.recipes.hdpo",
+    "reinforce": "decisionrl.recipes.reinforce",
+    "ppo": "decisionrl.recipes.ppo",
+    "grpo": "decisionrl.recipes.grpo",
+    "rloo": "decisionrl.recipes.rloo",
+    "dapo": "decisionrl.recipes.dapo",
+    "gspo": "decisionrl.recipes.gspo",
+    "sapo": "decisionrl.recipes.sapo",
+    "bapo": "decisionrl.recipes.bapo",
+    "dcpo": "decisionrl.recipes.dcpo",
+    "capo": "decisionrl.recipes.capo",
+    "d3s": "decisionrl.recipes.d3s",
+    "remax": "decisionrl.recipes.remax",
+    "spo": "decisionrl.recipes.spo",
+    "segment_spo": "decisionrl.recipes.segment_spo",
+    "hapo": "decisionrl.recipes.hapo",
+    "tppo": "decisionrl.recipes.tppo",
+    "riskpo": "decisionrl.recipes.riskpo",
+    "vade": "decisionrl.recipes.vade",
+    "xrpo": "decisionrl.recipes.xrpo",
+    "gtpo": "decisionrl.recipes.gtpo",
+    "ares": "decisionrl.recipes.ares",
 }
 """Recipe name -> module that holds a function of that name and METADATA; imported when used."""
 

@@ -199,11 +199,14 @@ class Evaluator:
     def reference(self) -> Reference | None:
         return reference(self.setting, self.simulator)
 
-    def __call__(self, policy: nn.Module, *, episodes: int = 4096, seed: int = 1, long: bool = True) -> dict[str, Any]:
+    def __call__(
+        self, policy: nn.Module, *, episodes: int | None = None, seed: int = 1, long: bool = True
+    ) -> dict[str, Any]:
         """Cost per period and store with a 95 % interval; on series, over the items of the test split.
 
-        episodes: independent scenarios, each followed for 1,000 periods after a warm-up of 500 (300 after 100 if
-        not ``long``). Series have as many as they have items, and use the development split if not ``long``.
+        episodes: independent scenarios (4,096, or 256 if not ``long``), each followed for 1,000 periods after a
+        warm-up of 500 (300 after 100 if not ``long``). Series have as many as they have items, and use the
+        development split if not ``long``.
         """
         setting = self.setting
         if setting.is_series:
@@ -215,7 +218,7 @@ class Evaluator:
                 setting,
                 self.simulator,
                 reference=self.reference,
-                scenarios=episodes,
+                scenarios=episodes or (4096 if long else 256),
                 periods=periods,
                 warmup=warmup,
                 seed=seed,

@@ -16,3 +16,13 @@ def one_cycle(steps: int, learning_rate: float) -> ScheduleFactory:
         return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=learning_rate, total_steps=steps + 1)
 
     return factory
+
+
+def linear_decay(optimizer: torch.optim.Optimizer, learning_rate: float) -> Callable[[float], None]:
+    """From the progress of the training: the learning rate goes linearly to 0; for ``OnProgress``."""
+
+    def decay(progress: float) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * (1 - progress)
+
+    return decay

@@ -1,0 +1,211 @@
+"""What the policy-gradient recipes share: the world, the policy, the optimizer and how they become an Experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, TypedDict
+
+import gymnasium
+import torch
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv
+from torch import Tensor, nn
+
+from decisionrl.callbacks import OnProgress
+from decisionrl.envs.make import EnvLike, env_name, make_world
+from decisionrl.envs.world import World
+from decisionrl.evaluation.episodes import ReturnEvaluator
+from decisionrl.experience.source import Source
+from decisionrl.experiment import Experiment
+from decisionrl.learner import GradientLearner, Objective
+from decisionrl.minibatches import MinibatchLearner, Unit
+from decisionrl.policies.actor_critic import ActorCritic
+from decisionrl.policies.recurrent import RecurrentActorCritic
+from decisionrl.recipes.schedules import linear_decay
+from decisionrl.seeding import generator
+
+
+class ControlOptions(TypedDict, total=False):
+    """The arguments that every recipe on environments takes; see :class:`Control` for what they mean."""
+
+    env: EnvLike
+    setting: str | None
+    env_options: dict[str, Any]
+    num_envs: int
+    workers: int
+    steps: int
+    hidden: list[int]
+    activation: str
+    recurrent: bool
+    shared: bool
+    squash: bool
+    dependent_std: bool
+    initial_log_std: float
+    normalize_observations: bool
+    learning_rate: float
+    anneal: bool
+    adam_epsilon: float
+    clip_norm: float | None
+    seed: int
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """An environment, the networks and the optimizer.
+
+    Attributes:
+        env: a Gymnasium id, ``module:Class``, a function that makes an environment, or a VectorEnv.
+        setting: an inventory setting instead, by name or TOML file.
+        env_options: keyword arguments of the environment.
+        num_envs: copies that are stepped side by side.
+        workers: 0 steps them in this process, ``num_envs`` each in its own.
+        steps: environment steps to train for.
+        hidden: widths of the hidden layers (after the convolutions, for images).
+        activation: "tanh", "relu" or "elu".
+        recurrent: a GRU behind the encoder.
+        shared: actor and critic share their hidden layers.
+        squash: Gaussian actions through tanh onto the box.
+        dependent_std: the Gaussian's standard deviation is a network output, not one number for each action.
+        initial_log_std: of the Gaussian.
+        normalize_observations: to running mean 0 and variance 1.
+        learning_rate: of Adam.
+        anneal: lower it linearly to 0 over the run.
+        adam_epsilon: of Adam.
+        clip_norm: the largest gradient norm.
+    """
+
+    env: EnvLike = "CartPole-v1"
+    setting: str | None = None
+    env_options: Mapping[str, Any] | None = None
+    num_envs: int = 8
+    workers: int = 0
+    steps: int = 100_000
+    hidden: Sequence[int] = (64, 64)
+    activation: str = "tanh"
+    recurrent: bool = False
+    shared: bool = False
+    squash: bool = False
+    dependent_std: bool = False
+    initial_log_std: float = 0.0
+    normalize_observations: bool = False
+    learning_rate: float = 3e-4
+    anneal: bool = False
+    adam_epsilon: float = 1e-5
+    clip_norm: float | None = 0.5
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("num_envs", "steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}; valid: a whole number >= 1")
+        if not 0 < self.learning_rate < float("inf"):
+            raise ValueError(f"learning_rate = {self.learning_rate}; valid: a positive number")
+
+    @cached_property
+    def world(self) -> World:
+        """The copies to train on."""
+        return self.make_world(self.num_envs)
+
+    def make_world(self, num_envs: int) -> World:
+        """As many copies."""
+        env = self.env if self.setting is None else f"inventory/{self.setting}"
+        return make_world(
+            env,
+            num_envs=num_envs,
+            workers=num_envs if self.workers else 0,
+            options=self.env_options,
+            device=self.device,
+        )
+
+    def policy(self, *, critic: bool) -> ActorCritic | RecurrentActorCritic:
+        """The networks, with or without a critic."""
+        kind = RecurrentActorCritic if self.recurrent else ActorCritic
+        return kind(
+            self.world.observation_space,
+            self.world.action_space,
+            hidden=tuple(self.hidden),
+            activation=self.activation,
+            critic=("shared" if self.shared else "separate") if critic else None,
+            std="dependent" if self.dependent_std else "independent",
+            squash=self.squash,
+            initial_log_std=self.initial_log_std,
+            normalize_observations=self.normalize_observations,
+            generator=generator(self.seed, "policy"),
+        ).to(self.device)
+
+    def optimizer(self, policy: nn.Module) -> torch.optim.Adam:
+        """Adam on all of the policy."""
+        return torch.optim.Adam(policy.parameters(), self.learning_rate, eps=self.adam_epsilon, fused=True)
+
+    def require_probabilities(self, what: str) -> None:
+        """Refuse environments whose actions have a density instead of probabilities."""
+        if isinstance(self.world.action_space, spaces.Box):
+            raise ValueError(
+                f"{what} needs probabilities of actions, which are at most 1; {self.world.name} has actions in "
+                f"{self.world.action_space}, of which a policy has a density. Valid: Discrete, MultiDiscrete or "
+                "MultiBinary actions"
+            )
+
+    def require_entropy(self, what: str) -> None:
+        """Refuse policies whose entropy has no closed form."""
+        if self.squash:
+            raise ValueError(f"{what} needs the entropy of the policy, which has none with squash = True; valid: False")
+
+    def success_score(self, success: float | None) -> Callable[[Tensor], Tensor]:
+        """1 for an episode whose return reaches ``success`` (by default the environment's reward threshold), else 0."""
+        if success is None and isinstance(self.env, str) and self.env in gymnasium.registry:
+            success = gymnasium.spec(self.env).reward_threshold
+        if success is None:
+            raise ValueError(f"success = None; valid: the return from which an episode of {self.world.name} succeeds")
+        threshold = success
+        return lambda returns: (returns >= threshold).to(returns.dtype)
+
+    def experiment(
+        self,
+        recipe: str,
+        *,
+        policy: ActorCritic | RecurrentActorCritic,
+        source: Source,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer | None = None,
+        epochs: int,
+        minibatch: int | None,
+        unit: Unit,
+        target_kl: float | None = None,
+        metadata: Mapping[str, Any],
+        options: Mapping[str, Any],
+        on_progress: Sequence[Callable[[float], None]] = (),
+    ) -> Experiment:
+        """The parts as an Experiment.
+
+        optimizer: by default :meth:`optimizer`. options: the recipe's own arguments, for the config. on_progress: told
+        how far the training is.
+        """
+        optimizer = optimizer or self.optimizer(policy)
+        learner = GradientLearner(policy, objective, optimizer, clip_norm=self.clip_norm)
+        if self.anneal:
+            on_progress = (linear_decay(optimizer, self.learning_rate), *on_progress)
+        config = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "device"}
+        config["env"] = (
+            None if self.setting is not None else self.env if isinstance(self.env, str) else env_name(self.env)
+        )
+        return Experiment(
+            policy=policy,
+            source=source,
+            learner=MinibatchLearner(
+                learner, epochs=epochs, size=minibatch, unit=unit, target_kl=target_kl, seed=self.seed
+            ),
+            callbacks=(OnProgress(*on_progress),) if on_progress else (),
+            config={"recipe": recipe, **config, **options},
+            metadata=metadata,
+            evaluate=None if isinstance(self.env, VectorEnv) else ReturnEvaluator(self.make_world),
+        )
+
+
+def own_options(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """``own_options(locals())``, as the first statement of a recipe: its arguments without the common ones."""
+    return {name: value for name, value in arguments.items() if name != "common"}

@@ -60,7 +60,8 @@ def make_world(
         raise ValueError(f"num_envs = {num_envs}; valid: a whole number >= 1")
     if isinstance(env, VectorEnv):
         if options or workers:
-            raise ValueError(f"options and workers = {options}, {workers}; valid with a VectorEnv, which is made: none")
+            given = f"options = {dict(options or {})}, workers = {workers}"
+            raise ValueError(f"{given}; valid with a VectorEnv, which is made already: neither")
         return VectorWorld(env, name=env_name(env), device=device)
     if workers not in (0, num_envs):
         raise ValueError(f"workers = {workers}; valid: 0 (this process) or num_envs = {num_envs}")
@@ -85,14 +86,12 @@ def env_maker(env: EnvLike, options: Mapping[str, Any]) -> Callable[[], gymnasiu
             raise TypeError(f"env is a {type(env).__name__}; valid: an id, module:Class, a function, or a VectorEnv")
         return partial(env, **options)
     module, colon, attribute = env.partition(":")
-    if colon and env not in gymnasium.registry:
+    if colon:
         loaded = _imported(env, module)
         if attribute not in gymnasium.registry:
             return partial(_attribute(env, loaded, attribute), **options)
-    try:
-        gymnasium.spec(env)
-    except gymnasium.error.Error as error:
-        raise EnvironmentNameError(f"env = {env!r}: {error} Valid: a Gymnasium id, or module:Class") from None
+    else:
+        _check_id(env)
     return partial(gymnasium.make, env, disable_env_checker=True, **options)
 
 
@@ -104,6 +103,13 @@ def env_name(env: EnvLike) -> str:
         spec = env.spec
         return type(env.unwrapped).__name__ if spec is None else spec.id
     return getattr(env, "__qualname__", type(env).__qualname__)
+
+
+def _check_id(env: str) -> None:
+    try:
+        gymnasium.spec(env)
+    except gymnasium.error.Error as error:
+        raise EnvironmentNameError(f"env = {env!r}: {error} Valid: a Gymnasium id, or module:Class") from None
 
 
 def _setting(env: EnvLike) -> str | Path | None:

@@ -1,5 +1,7 @@
 """Little environments whose every transition can be worked out by hand."""
 
+from copy import deepcopy
+
 import gymnasium
 import numpy as np
 from gymnasium import spaces
@@ -60,7 +62,7 @@ class Sampled(gymnasium.Env):
     """Samples of given spaces; never ends. It keeps the actions it was given."""
 
     def __init__(self, observation_space, action_space=None):
-        self.observation_space = observation_space
+        self.observation_space = deepcopy(observation_space)  # a space has random numbers of its own
         self.action_space = spaces.Discrete(2) if action_space is None else action_space
         self.given = []
 

@@ -17,7 +17,7 @@ import click
 import decisionrl
 from decisionrl.names import UnknownNameError, pick
 
-SUITES = {"inventory": "decisionrl.benchmarks.inventory"}
+SUITES = {"inventory": "decisionrl.benchmarks.inventory", "control": "decisionrl.benchmarks.control"}
 """Suite name -> module with ``cases(profile, data) -> list[Case]``."""
 
 SET_HELP = "Any argument of the recipe; store.lead_time=2 sets a field of the setting. May be repeated."

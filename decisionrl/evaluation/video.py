@@ -35,7 +35,7 @@ def film(
         raise ImportError("films need the extra: pip install 'decisionrl[control]'") from error
     frames, rate = _frames(policy, env, env_options or {}, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    options = {"duration": 1000 / rate} if path.suffix == ".gif" else {"fps": rate, "macro_block_size": 2}
+    options: dict[str, Any] = {"duration": 1000 / rate} if path.suffix == ".gif" else {"fps": rate, "macro_block_size": 2}
     imageio.mimsave(path, frames, **options)
     return path
 

@@ -23,11 +23,11 @@ class ActingPolicy(Protocol):
         """Actions [copies, ...] and the next recurrent state; without noise the deterministic action."""
         ...
 
-    def sample_noise(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
+    def sample_noise(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
         """The randomness of as many actions, [*shape, ...]."""
         ...
 
-    def initial_state(self, copies: int) -> Tensor | None:
+    def initial_state(self, copies: int, /) -> Tensor | None:
         """The recurrent state at the start of an episode; None without memory."""
         ...
 

@@ -17,7 +17,7 @@ import click
 import decisionrl
 from decisionrl.names import UnknownNameError, pick
 
-SUITES = {"inventory": "decisionrl.benchmarks.inventory"}
+SUITES = {"inventory": "decisionrl.benchmarks.inventory", "control": "decisionrl.benchmarks.control"}
 """Suite name -> module with ``cases(profile, data) -> list[Case]``."""
 
 SET_HELP = "Any argument of the recipe; store.lead_time=2 sets a field of the setting. May be repeated."
@@ -49,6 +49,8 @@ def list_command(kind: str | None, as_json: bool) -> None:
         width = max((len(entry) for entry in entries), default=0)
         for entry, text in entries.items():
             click.echo(f"  {entry:<{width}}  {text}")
+        if name == "envs":
+            click.echo("  and with --env any Gymnasium id, or module:Class")
 
 
 @cli.command()

@@ -24,7 +24,8 @@ class MinibatchLearner:
         size: of a minibatch, in units; the last one of a pass may be smaller. None: the whole batch.
         unit: "step" cuts the sequences into single steps, for policies without memory and losses that need no
             more; "sequence" keeps them whole.
-        target_kl: no further minibatch once ``approx_kl`` exceeds 1.5 times this, as in Stable-Baselines3.
+        target_kl: no further minibatch once the metric ``approx_kl`` exceeds 1.5 times this. (Stable-Baselines3 has the
+            same limit, and leaves out the step on the minibatch that exceeds it as well.)
         seed: of the shuffling.
     """
 
@@ -59,16 +60,22 @@ class MinibatchLearner:
         return self.learner.optimizer
 
     def update(self, batch: Trajectories, /) -> Update:
-        """Metrics are means over the minibatches, and what the batch itself reports."""
+        """Metrics are means over the minibatches, and what the batch itself reports.
+
+        Raises:
+            ValueError: unit = "step" with the batch of a policy with memory, or target_kl without ``approx_kl``.
+        """
+        if self.unit == "step" and batch.state is not None:
+            raise ValueError('unit = "step" forgets what a policy with memory remembers; valid: "sequence"')
         units = batch.flat() if self.unit == "step" else batch
         count = units.num_sequences
-        size = self.size or count
+        size = max(1, min(self.size or count, count))
         seen: list[dict[str, Tensor]] = []
         for _ in range(self.epochs):
             shuffled = units if size >= count else units.rows(self._permutation(count, units.mask.device))
             for start in range(0, count, size):
                 seen.append(self.learner.update(shuffled.rows(slice(start, start + size))).metrics)
-                if self.target_kl is not None and float(seen[-1]["approx_kl"]) > 1.5 * self.target_kl:
+                if self._has_strayed(seen[-1]):
                     return self._update(seen, batch)
         return self._update(seen, batch)
 
@@ -78,6 +85,13 @@ class MinibatchLearner:
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         self.learner.load_state_dict(state)
         self._generator.set_state(state["shuffling"])
+
+    def _has_strayed(self, metrics: Mapping[str, Tensor]) -> bool:
+        if self.target_kl is None:
+            return False
+        if "approx_kl" not in metrics:
+            raise ValueError(f"target_kl needs a metric 'approx_kl'; the objective reports {sorted(metrics)}")
+        return float(metrics["approx_kl"]) > 1.5 * self.target_kl
 
     def _permutation(self, count: int, device: torch.device) -> Tensor:
         return torch.randperm(count, generator=self._generator).to(device)

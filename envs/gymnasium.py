@@ -21,13 +21,13 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from decisionrl.envs.inventory.env import ActionError, Feasibility, InventoryEnv, order_limits
+from decisionrl.envs.inventory.env import Feasibility, InventoryEnv
+from decisionrl.envs.inventory.spaces import OrderSpace, observation_space
 from decisionrl.envs.inventory.scenarios import Split
 from decisionrl.envs.inventory.setting import Setting
 from decisionrl.envs.inventory.simulator import Scenario
@@ -72,9 +72,9 @@ class InventorySingleEnv(gymnasium.Env[Array, Array]):
             autoreset=False,
             seed=seed,
         )
-        self._orders = _Orders(self.world, max_order, normalize=normalize_actions)
+        self._orders = OrderSpace(self.world, max_order, normalize=normalize_actions)
         self.action_space = self._orders.space
-        self.observation_space = _observation_space(self.world)
+        self.observation_space = observation_space(self.world)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, Info]:
         super().reset(seed=seed)
@@ -128,9 +128,9 @@ class InventoryVectorEnv(VectorEnv[Array, Array, Array]):
             autoreset=False,
             seed=seed,
         )
-        self._orders = _Orders(self.world, max_order, normalize=normalize_actions)
+        self._orders = OrderSpace(self.world, max_order, normalize=normalize_actions)
         self.single_action_space = self._orders.space
-        self.single_observation_space = _observation_space(self.world)
+        self.single_observation_space = observation_space(self.world)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
 
@@ -158,29 +158,6 @@ class InventoryVectorEnv(VectorEnv[Array, Array, Array]):
         return details | {f"_{name}": np.ones(self.num_envs, dtype=np.bool_) for name in details}
 
 
-class _Orders:
-    """The action space of one copy and the way from its actions to units."""
-
-    def __init__(self, world: InventoryEnv, max_order: float | Array | None, *, normalize: bool) -> None:
-        high = order_limits(world.setting) if max_order is None else np.asarray(max_order, dtype=np.float64)
-        if high.shape not in ((), (world.num_edges,)) or not (np.isfinite(high).all() and (high > 0).all()):
-            raise ValueError(
-                f"{world.name}: max_order = {high.tolist()}; valid is a positive finite number, "
-                f"or one for each of {world.num_edges} edges"
-            )
-        self.high = np.broadcast_to(high, (world.num_edges,)).astype(np.float32)
-        self._world, self._normalize = world, normalize
-        low = np.full_like(self.high, -1.0 if normalize else 0.0)
-        self.space = Box(low, np.ones_like(self.high) if normalize else self.high, dtype=np.float32)
-
-    def read(self, action: Array, space: gymnasium.Space[Any]) -> Array:
-        """Units to order. Raises ActionError for a wrong shape."""
-        action = np.asarray(action, dtype=np.float32)
-        if action.shape != space.shape:
-            raise ActionError(f"{self._world.where}: action has shape {action.shape}; valid: {space.shape}")
-        return (action + 1) / 2 * self.high if self._normalize else action
-
-
 def _act(world: InventoryEnv, orders: Array) -> tuple[Array, Array, Array, Array, Info]:
     """One step of the world in fresh NumPy arrays."""
     with torch.no_grad():
@@ -193,10 +170,6 @@ def _act(world: InventoryEnv, orders: Array) -> tuple[Array, Array, Array, Array
 def _array(value: Tensor) -> Array:
     """A NumPy copy that shares nothing with the world."""
     return np.array(value.cpu().numpy(), dtype=np.float32)
-
-
-def _observation_space(world: InventoryEnv) -> Box:
-    return Box(-np.inf, np.inf, (len(world.observation_names),), np.float32)
 
 
 def _scenario(options: dict[str, Any] | None) -> Scenario | None:

@@ -7,19 +7,25 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import gymnasium
 import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
+from decisionrl.envs.checks import Checked
 from decisionrl.envs.copies import Copies
-from decisionrl.envs.registration import register_envs
+from decisionrl.envs.gymnasium import InventorySingleEnv
+from decisionrl.envs.inventory.world import InventoryWorld
 from decisionrl.envs.vector_world import VectorWorld
-from decisionrl.envs.world import World
+from decisionrl.envs.world import EnvironmentFault, World, check_space
 
-EnvLike = str | Callable[..., gymnasium.Env[Any, Any]] | VectorEnv[Any, Any, Any]
-"""A Gymnasium id, ``"module:Class"``, a function or class that makes a ``gymnasium.Env``, or a ``VectorEnv``."""
+EnvLike = str | Path | Callable[..., gymnasium.Env[Any, Any]] | VectorEnv[Any, Any, Any]
+"""A Gymnasium id, ``"module:Class"``, ``"module:Id-v0"``, a function or class that makes a ``gymnasium.Env``, a
+``VectorEnv``, or an inventory setting: ``"inventory/NAME"`` or the path of a TOML file."""
+
+INVENTORY = "inventory/"
 
 
 class EnvironmentNameError(ValueError):
@@ -37,7 +43,7 @@ def make_world(
     """A World of ``num_envs`` copies.
 
     Args:
-        env: see ``EnvLike``. ``module:Class`` is imported with the working directory on the path. A VectorEnv is used
+        env: see ``EnvLike``. ``module:...`` is imported with the working directory on the path. A VectorEnv is used
             as it is, with its own number of copies.
         workers: 0 steps the copies in this process; a positive number steps each copy in a process of its own, which
             pays where one step takes longer than about 0.1 ms. Only 0 and ``num_envs`` are valid.
@@ -48,69 +54,113 @@ def make_world(
         EnvironmentNameError: there is no environment of that name.
         EnvironmentFault: it cannot be made, or breaks the interface.
         UnsupportedSpaceError: its spaces do not fit into tensors.
+        ValueError: num_envs, workers or options are not valid; SettingError for an inventory setting that is not.
     """
+    if num_envs < 1:
+        raise ValueError(f"num_envs = {num_envs}; valid: a whole number >= 1")
     if isinstance(env, VectorEnv):
+        if options or workers:
+            given = f"options = {dict(options or {})}, workers = {workers}"
+            raise ValueError(f"{given}; valid with a VectorEnv, which is made already: neither")
         return VectorWorld(env, name=env_name(env), device=device)
     if workers not in (0, num_envs):
         raise ValueError(f"workers = {workers}; valid: 0 (this process) or num_envs = {num_envs}")
+    if (setting := _setting(env)) is not None:
+        if workers:
+            raise ValueError(f"workers = {workers}; valid: 0, as inventory worlds step all copies at once")
+        return InventoryWorld(setting, num_envs=num_envs, device=device, **(options or {}))
     make, name = env_maker(env, options or {}), env_name(env)
     if workers == 0:
         return Copies(make, num_envs, name=name, device=device)
-    vector = AsyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.DISABLED)
-    return VectorWorld(vector, name=name, device=device)
+    return VectorWorld(_in_workers(make, num_envs, name), name=name, device=device)
 
 
 def env_maker(env: EnvLike, options: Mapping[str, Any]) -> Callable[[], gymnasium.Env[Any, Any]]:
     """A function that makes one copy."""
     if isinstance(env, VectorEnv):
         raise TypeError(f"{env_name(env)} is a VectorEnv; valid: an id or a function that makes a single environment")
+    if (setting := _setting(env)) is not None:
+        return partial(InventorySingleEnv, setting, **options)
     if not isinstance(env, str):
+        if not callable(env):
+            raise TypeError(f"env is a {type(env).__name__}; valid: an id, module:Class, a function, or a VectorEnv")
         return partial(env, **options)
-    register_envs()
-    if env in gymnasium.registry or _registered_by_module(env):
-        return partial(gymnasium.make, env, disable_env_checker=True, **options)
     module, colon, attribute = env.partition(":")
-    if colon and module.replace(".", "").isidentifier() and attribute.isidentifier():
-        return partial(_imported(module, attribute), **options)
-    try:
-        gymnasium.spec(env)
-    except gymnasium.error.Error as error:
-        raise EnvironmentNameError(f"env = {env!r}: {error}; valid: a Gymnasium id, or module:Class") from None
+    if colon:
+        loaded = _imported(env, module)
+        if attribute not in gymnasium.registry:
+            return partial(_attribute(env, loaded, attribute), **options)
+    else:
+        _check_id(env)
     return partial(gymnasium.make, env, disable_env_checker=True, **options)
 
 
 def env_name(env: EnvLike) -> str:
     """How messages and run directories call an environment."""
-    if isinstance(env, str):
-        return env
+    if isinstance(env, str | Path):
+        return str(env)
     if isinstance(env, VectorEnv):
         spec = env.spec
         return type(env.unwrapped).__name__ if spec is None else spec.id
     return getattr(env, "__qualname__", type(env).__qualname__)
 
 
-def _registered_by_module(env: str) -> bool:
-    """``module:Id-v0``, which imports the module that registers the id."""
-    module, colon, identifier = env.partition(":")
-    if not colon or "-v" not in identifier:
-        return False
+def _check_id(env: str) -> None:
     try:
-        importlib.import_module(module)
-    except ImportError as error:
-        raise EnvironmentNameError(f"env = {env!r}: {module} cannot be imported: {error}") from None
-    return identifier in gymnasium.registry
+        gymnasium.spec(env)
+    except gymnasium.error.Error as error:
+        raise EnvironmentNameError(f"env = {env!r}: {error} Valid: a Gymnasium id, or module:Class") from None
 
 
-def _imported(module: str, attribute: str) -> Callable[..., gymnasium.Env[Any, Any]]:
+def _setting(env: EnvLike) -> str | Path | None:
+    """The inventory setting that is meant; None if none is."""
+    if isinstance(env, Path):
+        return env
+    if not isinstance(env, str) or not env.startswith(INVENTORY):
+        return None
+    name = env.removeprefix(INVENTORY)
+    return Path(name) if name.endswith(".toml") else name
+
+
+def _in_workers(make: Callable[[], gymnasium.Env[Any, Any]], num_envs: int, name: str) -> AsyncVectorEnv:
+    try:
+        makers = [partial(_checked, make, f"{name}, copy {i}", name) for i in range(num_envs)]
+        return AsyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
+    except (EnvironmentFault, ValueError):
+        raise
+    except Exception as error:
+        raise EnvironmentFault(f"{name}: starting the workers raised {type(error).__name__}: {error}") from error
+
+
+def _checked(make: Callable[[], gymnasium.Env[Any, Any]], copy: str, name: str) -> gymnasium.Env[Any, Any]:
+    try:
+        env = make()
+    except Exception as error:
+        raise EnvironmentFault(f"{copy}: making it raised {type(error).__name__}: {error}") from error
+    check_space(env.observation_space, "observation_space", name)
+    check_space(env.action_space, "action_space", name, nested=False)
+    return Checked(env, copy)
+
+
+def _imported(env: str, module: str) -> ModuleType:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        loaded = importlib.import_module(module)
-    except ImportError as error:
-        raise EnvironmentNameError(f"env = '{module}:{attribute}': {module} cannot be imported: {error}") from None
-    found = getattr(loaded, attribute, None)
+        return importlib.import_module(module)
+    except (ImportError, ValueError) as error:  # ValueError: an empty name
+        raise EnvironmentNameError(f"env = {env!r}: {module} cannot be imported: {error}") from None
+
+
+def _attribute(env: str, module: ModuleType, attribute: str) -> Callable[..., gymnasium.Env[Any, Any]]:
+    found = getattr(module, attribute, None)
     if not callable(found):
-        names = ", ".join(name for name, value in vars(loaded).items() if isinstance(value, type)) or "no classes"
-        raise EnvironmentNameError(f"env = '{module}:{attribute}': {module} has no {attribute}; it has {names}")
+        classes = [name for name, value in vars(module).items() if _is_env(value)]
+        raise EnvironmentNameError(
+            f"env = {env!r}: {module.__name__} has no {attribute}; its environments: {', '.join(classes) or 'none'}"
+        )
     return found  # type: ignore[no-any-return]
+
+
+def _is_env(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, gymnasium.Env) and value is not gymnasium.Env

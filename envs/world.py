@@ -16,20 +16,22 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 Observation = Tensor | dict[str, Tensor]
-"""[copies, ...], or one such tensor for each key of a Dict space."""
+"""[copies, ...], or one such tensor for each key of a Dict space: float32, uint8, or else int64."""
 
 
 class Step(NamedTuple):
     """What one step of all copies led to. The tensors may be overwritten by the next call.
 
-    ``observation`` is the state that the action led to, for copies whose episode ended its last one. ``skipped``
-    marks copies that only reset in this step, whose action was ignored; None if there are none.
+    ``observation`` is the state that the action led to, for copies whose episode ended its last one. ``over`` lists
+    those copies, so that whoever steps need not read a device to know. ``skipped`` marks copies that only reset in
+    this step, whose action was ignored; None if there are none.
     """
 
     observation: Observation
     reward: Float[Tensor, " copies"]
     terminated: Bool[Tensor, " copies"]
     truncated: Bool[Tensor, " copies"]
+    over: Sequence[int]
     skipped: Bool[Tensor, " copies"] | None = None
 
 
@@ -40,8 +42,8 @@ class World(Protocol):
         name: for messages.
         num_envs: N.
         observation_space, action_space: of one copy.
-        seedable: whether ``restart`` heeds its seeds and restarts no other copy. Where it is False the world
-            draws starts itself from the seed of ``reset``.
+        seedable: whether ``restart`` heeds its seeds. Where it is False the world draws starts itself, from the
+            first seed of ``reset``.
     """
 
     name: str
@@ -58,18 +60,18 @@ class World(Protocol):
         ...
 
     def step(self, action: Tensor, *, idle: Collection[int] = ()) -> Step:
-        """Act in every copy; Box actions are clipped to the space.
+        """Act in every copy: elements of ``action_space``, [copies, ...]; those of a Box are clipped to it.
 
-        idle: copies whose episode is over and of whom nothing more is wanted; what stands in their rows means nothing.
+        idle: copies of whom nothing more is wanted; they are not in ``over``, and their rows mean nothing.
         """
         ...
 
     def restart(self, copies: Sequence[int], seeds: Sequence[int]) -> Observation:
-        """Begin new episodes in copies whose episode is over; the observation of all copies."""
+        """Begin new episodes in some copies; the observation of all copies."""
         ...
 
-    def state_dict(self) -> dict[str, Any]:
-        """What ``load_state_dict`` needs to stand where this world stands."""
+    def state_dict(self) -> dict[str, Any] | None:
+        """What ``load_state_dict`` needs to stand where this world stands; None where that cannot be saved."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> Observation:
@@ -80,10 +82,7 @@ class World(Protocol):
 
 
 class EnvironmentFault(RuntimeError):
-    """An environment that broke the interface: names the environment, the copy, the step and the field."""
-
-    def __init__(self, name: str, where: str, problem: str) -> None:
-        super().__init__(f"{name}, {where}: {problem}")
+    """An environment that failed or broke the interface; names the environment, the copy, the step and the field."""
 
 
 class UnsupportedSpaceError(ValueError):

@@ -120,8 +120,9 @@ def curve_figure(
     else:
         axes.set_ylabel(first.y_label)
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        if first.reference is not None:
-            axes.axhline(first.reference, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
+        for level in (first.reference, first.target):
+            if level is not None:
+                axes.axhline(level, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
     if legend:
         figure.legend(loc="outside lower center", ncols=min(4, len(curves)))
     return figure

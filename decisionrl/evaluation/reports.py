@@ -29,7 +29,7 @@ from decisionrl.evaluation.formatting import (
     gap_decimals,
 )
 from decisionrl.evaluation.results import Row, read_json, read_results, write_atomically
-from decisionrl.evaluation.series import Series, read_series
+from decisionrl.evaluation.series import Curve, Series, read_series
 from decisionrl.evaluation.summaries import CaseSummary, Entry, summarize
 
 KIND_NOTES = {
@@ -88,7 +88,10 @@ class GapScale:
 
 @dataclass(frozen=True)
 class ReportFigure:
-    """A figure: where its PNG is, its inline SVG, and the text that stands for it."""
+    """A figure: where its PNG is, its inline SVG, and the text that stands for it.
+
+    `group` is the name of a further learning curve, which the page shows under a heading of its own.
+    """
 
     kind: str
     case: str
@@ -97,6 +100,7 @@ class ReportFigure:
     png: Path
     svg: Markup
     methods: Sequence[str] = ()
+    group: str = ""
 
 
 def write_report(directory: Path) -> list[Path]:
@@ -159,12 +163,7 @@ def _draw(
     with report_style():
         for summary in cases:
             ranked = [entry.method for entry in summary.entries]
-            curves = {
-                method: found.curve
-                for method in sorted(ranked, key=methods.__getitem__)
-                if (found := series.get((summary.case, method))) and found.curve is not None and len(found.curve.x)
-            }
-            if curves:
+            for group, curves in _curves(summary.case, sorted(ranked, key=methods.__getitem__), series).items():
                 colors = {method: method_color(methods[method]) for method in curves}
                 last = {method: format_value(curve.y[-1]) for method, curve in curves.items()}
                 ends = ", ".join(f"{method} ends at {value}" for method, value in last.items())
@@ -172,10 +171,10 @@ def _draw(
                     curve_figure(summary.case, curves, colors, better=summary.better, legend=legend)
                     for legend in (False, True)
                 )
-                name = f"curve--{summary.case}"
+                name = f"curve--{summary.case}" + (f"--{group}" if group else "")
                 png = save_png(file, directory / f"{name}.png")
                 svg = Markup(to_svg(inline, prefix=f"c{len(figures)}"))
-                figures.append(ReportFigure("curve", summary.case, summary.case, ends, png, svg, list(curves)))
+                figures.append(ReportFigure("curve", summary.case, summary.case, ends, png, svg, list(curves), group))
             for method in ranked:
                 path = series.get((summary.case, method), Series()).path
                 if path is not None and len(path.periods):
@@ -199,6 +198,19 @@ def _draw(
                     figures.append(ReportFigure("network", summary.case, title, note, png, svg))
                     break
     return figures
+
+
+def _curves(
+    case: str, methods: Sequence[str], series: Mapping[tuple[str, str], Series]
+) -> dict[str, dict[str, Curve]]:
+    """The learning curves of a case by name ("" is the main one) and method."""
+    named: dict[str, dict[str, Curve]] = {}
+    for method in methods:
+        found = series.get((case, method), Series())
+        for name, curve in {"": found.curve, **found.curves}.items():
+            if curve is not None and len(curve.x):
+                named.setdefault(name, {})[method] = curve
+    return named
 
 
 def _path_note(periods: Sequence[float], stock: Mapping[str, Any], orders: Mapping[str, Any]) -> str:
@@ -226,6 +238,7 @@ def _html(
         about=about,
         cases=[_case_view(case) for case in cases],
         figures={kind: [f for f in figures if f.kind == kind] for kind in ("curve", "path", "network")},
+        curve_groups=list(dict.fromkeys(figure.group for figure in figures if figure.kind == "curve")),
         methods=methods,
         curve_methods=[method for method in methods if any(method in figure.methods for figure in figures)],
         palette_size=len(PALETTE),

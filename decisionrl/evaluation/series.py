@@ -13,15 +13,23 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from decisionrl.evaluation.results import ResultsError, read_json, write_json
+from decisionrl.evaluation.statistics import Estimate, interquartile_mean
 
 NodeKind = Literal["supplier", "warehouse", "store"]
+
+MERGED_POINTS = 100
+"""Points of the curve of several seeds that were not measured at the same places."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A learning curve: `y` over `x`, with an optional band and the reference on the scale of `y`."""
+    """A learning curve: `y` over `x`, with an optional band.
+
+    `reference` is a value on the scale of `y` that gaps are taken to; `target` only one to reach, and to pass.
+    """
 
     x_label: str
     y_label: str
@@ -30,6 +38,7 @@ class Curve:
     low: Sequence[float] | None = None
     high: Sequence[float] | None = None
     reference: float | None = None
+    target: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +80,10 @@ class Network:
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """All curves of one case and method."""
+    """All curves of one case and method: the main learning curve, and further ones by name ("wall_time")."""
 
     curve: Curve | None = None
+    curves: Mapping[str, Curve] = dataclasses.field(default_factory=dict)
     path: SamplePath | None = None
     network: Network | None = None
 
@@ -112,6 +122,8 @@ def series_to_json(series: Series) -> dict[str, Any]:
     content: dict[str, Any] = {}
     if series.curve is not None:
         content["curve"] = _finite(dataclasses.asdict(series.curve))
+    if series.curves:
+        content["curves"] = {name: _finite(dataclasses.asdict(curve)) for name, curve in series.curves.items()}
     if series.path is not None:
         content["path"] = _finite(dataclasses.asdict(series.path))
     if series.network is not None:
@@ -129,32 +141,58 @@ def series_from_json(content: Mapping[str, Any], *, where: str) -> Series:
     curve, path, network = (content.get(name) for name in ("curve", "path", "network"))
     return Series(
         curve=None if curve is None else _curve(curve, f"{where}: curve"),
+        curves=_curves(content.get("curves"), f"{where}: curves"),
         path=None if path is None else _path(path, f"{where}: path"),
         network=None if network is None else _network(network, f"{where}: network"),
     )
 
 
 def merge_seeds(runs: Sequence[Series]) -> Series:
-    """One series for several seeds: the mean curve with the range of the seeds as its band.
+    """One series for several seeds: at each point of a curve their interquartile mean, with its 95 % interval as the
+    band (a bootstrap over seeds).
 
-    Sample path and network are those of the first seed that has them, and so is the curve where the seeds
-    were not measured at the same points.
+    Seeds that were not measured at the same points are interpolated over the stretch that all of them cover. Sample
+    path and network are those of the first seed that has them.
     """
+    names = dict.fromkeys(name for run in runs for name in run.curves)
     return Series(
-        curve=_mean_curve([run.curve for run in runs if run.curve is not None]),
+        curve=_merged([run.curve for run in runs if run.curve is not None]),
+        curves={
+            name: curve for name in names if (curve := _merged([r.curves[name] for r in runs if name in r.curves]))
+        },
         path=next((run.path for run in runs if run.path is not None), None),
         network=next((run.network for run in runs if run.network is not None), None),
     )
 
 
-def _mean_curve(curves: Sequence[Curve]) -> Curve | None:
+def _merged(curves: Sequence[Curve]) -> Curve | None:
     if not curves:
         return None
     first = curves[0]
-    if len(curves) == 1 or any(list(curve.x) != list(first.x) for curve in curves):
+    if len(curves) == 1:
         return first
-    y = np.array([curve.y for curve in curves], dtype=float)  # [seed, point]
-    return dataclasses.replace(first, y=y.mean(0).tolist(), low=y.min(0).tolist(), high=y.max(0).tolist())
+    x = list(first.x)
+    if any(list(curve.x) != x for curve in curves):
+        start, end = max(curve.x[0] for curve in curves), min(curve.x[-1] for curve in curves)
+        if start >= end:
+            return first
+        x = np.linspace(start, end, min(MERGED_POINTS, *(len(curve.x) for curve in curves))).tolist()
+    y = np.array([np.interp(x, curve.x, curve.y) for curve in curves])  # [seed, point]
+    points = [_over_seeds(column) for column in y.T]
+    return dataclasses.replace(
+        first,
+        x=x,
+        y=[point.value for point in points],
+        low=[math.nan if point.low is None else point.low for point in points],
+        high=[math.nan if point.high is None else point.high for point in points],
+    )
+
+
+def _over_seeds(values: NDArray[np.float64]) -> Estimate:
+    """NaN unless every seed has a value: a mean over those that worked would flatter."""
+    if not np.isfinite(values).all():
+        return Estimate(math.nan, None, None, len(values))
+    return interquartile_mean(values[:, None], rng=np.random.default_rng(0))
 
 
 def _finite(value: Any) -> Any:
@@ -168,6 +206,14 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _curves(content: Any, where: str) -> dict[str, Curve]:
+    if content is None:
+        return {}
+    if not isinstance(content, Mapping):
+        raise ResultsError(f"{where}: expected an object, got {type(content).__name__}")
+    return {name: _curve(curve, f"{where}[{name!r}]") for name, curve in content.items()}
+
+
 def _curve(content: Any, where: str) -> Curve:
     x = _numbers(content, "x", where)
     lines = {name: _numbers(content, name, where) for name in ("y", "low", "high") if content.get(name) is not None}
@@ -175,13 +221,12 @@ def _curve(content: Any, where: str) -> Curve:
         raise ResultsError(f"{where}: field 'y': expected a list of numbers, got None")
     for name, line in lines.items():
         _same_length(line, x, name, "x", where)
-    reference = content.get("reference")
+    levels = {name: None if (level := content.get(name)) is None else float(level) for name in ("reference", "target")}
     return Curve(
         x_label=str(content.get("x_label", "step")),
         y_label=str(content.get("y_label", "value")),
         x=x,
-        reference=None if reference is None else float(reference),
-        **cast(dict[str, Any], lines),
+        **cast(dict[str, Any], {**lines, **levels}),
     )
 
 

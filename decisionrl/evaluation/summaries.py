@@ -6,15 +6,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from decisionrl.evaluation.results import ReferenceKind, Row
+from decisionrl.evaluation.statistics import interquartile_mean
 
 
 @dataclass(frozen=True)
 class Entry:
     """One metric of one case and method.
 
-    With one seed, `low … high` is the 95 % interval. With several, `value`, `reference`, `gap` and `seconds`
-    are means over the seeds, and `low … high` and `gap_low … gap_high` their range.
+    With one seed, `low … high` is the 95 % interval of its value. With several, `value` and `gap` are interquartile
+    means over the seeds (arXiv 2108.13264), `low … high` and `gap_low … gap_high` their 95 % bootstrap intervals, and
+    `reference` and `seconds` means.
     """
 
     case: str
@@ -97,22 +101,22 @@ def _entry(case: str, method: str, metric: str, rows: Sequence[Row], sign: int) 
     if len(rows) == 1:
         bounds = [_gap_of(bound, first.reference, sign) for bound in (first.low, first.high)]
         known = sorted(bound for bound in bounds if bound is not None)
-        low, high = first.low, first.high
-        gap_low, gap_high = (known[0], known[1]) if len(known) == 2 else (None, None)
+        value, low, high = first.value, first.low, first.high
+        gap, gap_low, gap_high = first.gap, *(known if len(known) == 2 else (None, None))
     else:
-        low, high = _range([row.value for row in rows])
-        gap_low, gap_high = _range([row.gap for row in rows])
+        value, low, high = _over_seeds([row.value for row in rows])
+        gap, gap_low, gap_high = _over_seeds([row.gap for row in rows])
     return Entry(
         case=case,
         method=method,
         metric=metric,
         rows=rows,
-        value=_mean([row.value for row in rows]),
+        value=value,
         low=low,
         high=high,
         reference=_mean([row.reference for row in rows]),
         reference_kind=first.reference_kind,
-        gap=_mean([row.gap for row in rows]),
+        gap=gap,
         gap_low=gap_low,
         gap_high=gap_high,
         seconds=_mean([row.seconds for row in rows]),
@@ -124,11 +128,20 @@ def _gap_of(value: float | None, reference: float | None, sign: int) -> float | 
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """The mean, or None unless every value is known: a mean over the seeds that worked would flatter."""
-    known = [value for value in values if value is not None]
-    return math.fsum(known) / len(known) if known and len(known) == len(values) else None
+    known = _all_known(values)
+    return None if known is None else math.fsum(known) / len(known)
 
 
-def _range(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+def _over_seeds(values: Sequence[float | None]) -> tuple[float | None, float | None, float | None]:
+    """Interquartile mean and its interval."""
+    known = _all_known(values)
+    if known is None:
+        return None, None, None
+    estimate = interquartile_mean([[value] for value in known], rng=np.random.default_rng(0))
+    return estimate.value, estimate.low, estimate.high
+
+
+def _all_known(values: Sequence[float | None]) -> list[float] | None:
+    """None unless every value is known: a mean over the seeds that worked would flatter."""
     known = [value for value in values if value is not None]
-    return (min(known), max(known)) if known else (None, None)
+    return known if len(known) == len(values) else None

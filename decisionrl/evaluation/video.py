@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from decisionrl.envs.copies import Copies
 from decisionrl.envs.make import env_maker, env_name
+from decisionrl.envs.world import EnvironmentFault
 from decisionrl.experience.acting import ActingPolicy
 
 
@@ -33,16 +35,17 @@ def film(
         raise ImportError("films need the extra: pip install 'decisionrl[control]'") from error
     frames, rate = _frames(policy, env, env_options or {}, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    options = {"duration": 1000 / rate} if path.suffix == ".gif" else {"fps": rate, "macro_block_size": 2}
+    options: dict[str, Any] = {"duration": 1000 / rate} if path.suffix == ".gif" else {"fps": rate, "macro_block_size": 2}
     imageio.mimsave(path, frames, **options)
     return path
 
 
 def _frames(policy: ActingPolicy, env: Any, options: dict[str, Any], seed: int) -> tuple[list[Any], float]:
-    from decisionrl.envs.copies import Copies
-
     make, name = env_maker(env, {**options, "render_mode": "rgb_array"}), env_name(env)
-    world = Copies(make, 1, name=name)
+    try:
+        world = Copies(make, 1, name=name)
+    except EnvironmentFault as error:
+        raise VideoError(f"{name} cannot be filmed, which takes render_mode='rgb_array': {error}") from error
     single = world.envs[0]
     modes = single.metadata.get("render_modes", [])
     if "rgb_array" not in modes:

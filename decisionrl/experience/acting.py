@@ -23,11 +23,11 @@ class ActingPolicy(Protocol):
         """Actions [copies, ...] and the next recurrent state; without noise the deterministic action."""
         ...
 
-    def sample_noise(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
+    def sample_noise(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
         """The randomness of as many actions, [*shape, ...]."""
         ...
 
-    def initial_state(self, copies: int) -> Tensor | None:
+    def initial_state(self, copies: int, /) -> Tensor | None:
         """The recurrent state at the start of an episode; None without memory."""
         ...
 
@@ -41,67 +41,56 @@ class ActingPolicy(Protocol):
 class Recorder:
     """A window of ``steps`` steps of all copies, filled step by step; [copies, steps, ...]."""
 
-    def __init__(self, example: Observation, copies: int, steps: int) -> None:
-        self._single = isinstance(example, Tensor)
-        rows = {"": example} if isinstance(example, Tensor) else example
-        device = next(iter(rows.values())).device
-        self._observation = {
-            key: torch.empty(copies, steps, *row.shape[1:], dtype=row.dtype, device=device) for key, row in rows.items()
-        }
-        self._columns = {key: list(rows.unbind(1)) for key, rows in self._observation.items()}
-        self._copies, self._steps, self._device = copies, steps, device
-        self._reward = torch.empty(copies, steps, device=device)
-        self._flags = torch.zeros(3, copies, steps, dtype=torch.bool, device=device)  # terminated, truncated, skipped
-        self._rewards = list(self._reward.unbind(1))
-        self._terminated, self._truncated, self._skipped = (list(flag.unbind(1)) for flag in self._flags)
-        self._begun: Tensor | None = None
-        self._action: Tensor | None = None
-        self._actions: list[Tensor] = []
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self._tracks: dict[str, tuple[Tensor, Sequence[Tensor]]] = {}
 
     def before(self, t: int, observation: Observation, begun: Tensor | None = None) -> None:
         """What the copies see before step t; begun: where an episode begins, for recurrent policies."""
         if isinstance(observation, Tensor):
-            self._columns[""][t].copy_(observation)
+            self._put("observation", t, observation)
         else:
-            for key, column in self._columns.items():
-                column[t].copy_(observation[key])
+            for key, value in observation.items():
+                self._put(f"observation.{key}", t, value)
         if begun is not None:
-            if self._begun is None:
-                self._begun = torch.zeros(self._copies, self._steps, dtype=torch.bool, device=self._device)
-            self._begun[:, t] = begun
+            self._put("begun", t, begun)
 
     def after(self, t: int, action: Tensor, step: Step) -> None:
         """What was done in step t, and what came of it."""
-        if self._action is None:
-            self._action = torch.empty(
-                self._copies, self._steps, *action.shape[1:], dtype=action.dtype, device=self._device
-            )
-            self._actions = list(self._action.unbind(1))
-        self._actions[t].copy_(action)
-        self._rewards[t].copy_(step.reward)
-        self._terminated[t].copy_(step.terminated)
-        self._truncated[t].copy_(step.truncated)
+        self._put("action", t, action)
+        self._put("reward", t, step.reward)
+        if step.over or not t:  # few steps end an episode, and each copy costs a microsecond
+            self._put("terminated", t, step.terminated)
+            self._put("truncated", t, step.truncated)
         if step.skipped is not None:
-            self._skipped[t].copy_(step.skipped)
+            self._put("skipped", t, step.skipped)
 
     def trajectories(self, state: Tensor | None) -> Trajectories:
         """All that was recorded; log-probabilities are still to be worked out.
 
         state: the recurrent state before the first step.
         """
-        assert self._action is not None
-        terminated, truncated, skipped = self._flags
+        whole = {name: tensor for name, (tensor, _) in self._tracks.items()}
+        reward, terminated = whole["reward"], whole["terminated"]
+        prefix = "observation."
+        keys = {name.removeprefix(prefix): tensor for name, tensor in whole.items() if name.startswith(prefix)}
         return Trajectories(
-            observation=self._observation[""] if self._single else self._observation,
-            action=self._action,
-            reward=self._reward,
-            mask=~skipped,
-            log_prob=torch.zeros_like(self._reward),
+            observation=keys or whole["observation"],
+            action=whole["action"],
+            reward=reward,
+            mask=~whole["skipped"] if "skipped" in whole else torch.ones_like(terminated),
+            log_prob=torch.zeros_like(reward),
             terminated=terminated,
-            truncated=truncated,
-            start=self._begun,
+            truncated=whole["truncated"],
+            start=whole.get("begun"),
             state=state,
         )
+
+    def _put(self, name: str, t: int, value: Tensor) -> None:
+        if name not in self._tracks:
+            whole = value.new_zeros(len(value), self._steps, *value.shape[1:])
+            self._tracks[name] = whole, whole.unbind(1)
+        self._tracks[name][1][t].copy_(value)
 
 
 class EpisodeStatistics:
@@ -131,6 +120,10 @@ class EpisodeStatistics:
         """Take in one episode."""
         self._returns.append(total)
         self._lengths.append(steps)
+
+    def begin_anew(self) -> None:
+        """Every copy begins a new episode; those that run are not counted."""
+        self._running = [(0.0, 0)] * len(self._running)
 
     def metrics(self) -> dict[str, Tensor]:
         """``episode_return`` and ``episode_length``; nothing before the first episode has ended."""

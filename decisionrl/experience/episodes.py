@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,12 @@ from decisionrl.envs.world import World
 from decisionrl.experience.acting import ActingPolicy, EpisodeStatistics, rows_of, update_normalizer
 from decisionrl.experience.trajectories import Trajectories, each_key, joined
 from decisionrl.pipeline import PipelineStep, load_states, states, tell
-from decisionrl.pipeline.curricula import Starts
 from decisionrl.policies.evaluation import Observation
 from decisionrl.seeding import generator
 
 if TYPE_CHECKING:
     from decisionrl.learner import Update
+    from decisionrl.pipeline.curricula import Starts
 
 NOISE_CHUNK = 64
 """Steps whose randomness is drawn at once."""
@@ -37,6 +38,11 @@ class Task:
     seed: int
     prefix: Tensor | None = None
     noise: int = 0
+
+    @property
+    def played(self) -> int:
+        """Steps of the prefix."""
+        return 0 if self.prefix is None else len(self.prefix)
 
 
 @dataclass(frozen=True)
@@ -69,63 +75,62 @@ def play(
     """Play the tasks on the world's copies, each copy going on with the next task when it has ended one.
 
     generator: of the actions' randomness; None plays the policy's deterministic actions. max_steps: an episode of as
-    many steps is truncated. Policies with memory begin every episode with their initial state.
+    many steps, those of a prefix included, is truncated. Policies with memory begin every episode with their
+    initial state.
 
     Raises:
-        ValueError: the world cannot start a copy from a seed.
+        ValueError: the world cannot start a copy from a seed, or not go back to a state; there is no task.
     """
     if not world.seedable:
         raise ValueError(
             f"{world.name}: episodes from chosen starts need a world that heeds a seed for each copy; valid: an id, "
             "module:Class, a function, or a SyncVectorEnv or AsyncVectorEnv with autoreset mode DISABLED"
         )
-    copies, device = world.num_envs, world.device
+    if not tasks:
+        raise ValueError("tasks is empty; valid: at least one episode")
+    copies, limit = world.num_envs, math.inf if max_steps is None else max_steps
     waiting = deque(range(len(tasks)))
     playing: list[int | None] = [waiting.popleft() if waiting else None for _ in range(copies)]
     length = [0] * copies
     idle = {i for i, task in enumerate(playing) if task is None}
-    current = world.reset([0 if task is None else tasks[task].seed for task in playing])
-    current = _branched(world, [(i, tasks[task]) for i, task in enumerate(playing) if task is not None], current)
-    state = policy.initial_state(copies)
+    current = _begun(world, tasks, {i: task for i, task in enumerate(playing) if task is not None}, range(copies))
+    initial = state = policy.initial_state(copies)
     log = _Log()
     final: dict[int, tuple[Observation, Tensor | None]] = {}
     noise: deque[Tensor] = deque()
-    with torch.inference_mode():
+    with torch.no_grad():
         while len(idle) < copies:
             if generator is not None and not noise:
                 noise.extend(policy.sample_noise((NOISE_CHUNK, copies), generator).unbind(0))
             seen = each_key(lambda each: each[0].clone(), [current])
             action, state = policy.act(current, state, noise=None if generator is None else noise.popleft())
             step = world.step(action, idle=idle)
+            log.add(seen, action.clone(), step.reward.clone(), step.terminated.clone(), playing, length)
             current = step.observation
-            ended, terminated = (step.terminated | step.truncated).tolist(), step.terminated.clone()
-            over = [
-                i for i in range(copies) if i not in idle and (ended[i] or (max_steps and length[i] + 1 >= max_steps))
-            ]
-            log.add(seen, action.clone(), step.reward.clone(), terminated, list(playing), list(length))
             length = [n + 1 for n in length]
-            for i in over:
-                task = playing[i]
-                assert task is not None
-                final[task] = rows_of(current, [i]), None if state is None else state[[i]]
-                playing[i] = following = waiting.popleft() if waiting else None
-                length[i] = 0
-                if following is None:
-                    idle.add(i)
-            begin = [(i, tasks[task]) for i in over if (task := playing[i]) is not None]
-            if begin:
-                current = world.restart([i for i, _ in begin], [task.seed for _, task in begin])
-                current = _branched(world, begin, current)
-            if state is not None and over:
-                initial = policy.initial_state(copies)
-                assert initial is not None
-                state[over] = initial[over]
-    return log.played([final[e] for e in range(len(tasks))], device)
+            ended, over = set(step.over), []
+            for i, task in enumerate(playing):
+                if task is not None and (i in ended or length[i] + tasks[task].played >= limit):
+                    final[task] = rows_of(current, [i]), None if state is None else state[[i]]
+                    playing[i] = waiting.popleft() if waiting else None
+                    length[i] = 0
+                    over.append(i)
+            if not over:
+                continue
+            idle.update(i for i in over if playing[i] is None)
+            if begin := {i: task for i in over if (task := playing[i]) is not None}:
+                current = _begun(world, tasks, begin, over)
+            if state is not None and initial is not None:
+                state = state.index_copy(0, torch.tensor(over, device=state.device), initial[over])
+    return log.played([final[task] for task in range(len(tasks))], world.device)
 
 
-def _branched(world: World, begun: Sequence[tuple[int, Task]], current: Observation) -> Observation:
-    """Play the prefixes of those tasks that have one."""
-    for i, task in begun:
+def _begun(world: World, tasks: Sequence[Task], begin: Mapping[int, int], copies: Sequence[int]) -> Observation:
+    """Begin the tasks in their copies; the other ``copies`` begin anything, for worlds that restart all at once."""
+    spare = tasks[next(iter(begin.values()))].seed
+    current = world.restart(copies, [tasks[begin[i]].seed if i in begin else spare for i in copies])
+    for i, index in begin.items():
+        task = tasks[index]
         if task.prefix is not None:
             if not isinstance(world, Copies):
                 raise ValueError(f"{world.name}: going back to a state needs copies in this process (workers = 0)")
@@ -138,7 +143,7 @@ class _Log:
 
     def __init__(self) -> None:
         self._steps: list[tuple[Observation, Tensor, Tensor, Tensor]] = []
-        self._episode: list[list[int | None]] = []
+        self._episode: list[list[int]] = []
         self._position: list[list[int]] = []
 
     def add(
@@ -147,18 +152,16 @@ class _Log:
         action: Tensor,
         reward: Tensor,
         terminated: Tensor,
-        episode: list[int | None],
-        position: list[int],
+        episode: Sequence[int | None],
+        position: Sequence[int],
     ) -> None:
         self._steps.append((observation, action, reward, terminated))
-        self._episode.append(episode)
-        self._position.append(position)
+        self._episode.append([-1 if e is None else e for e in episode])
+        self._position.append(list(position))
 
     def played(self, final: Sequence[tuple[Observation, Tensor | None]], device: torch.device) -> Played:
         """One row an episode."""
-        episode = torch.tensor(
-            [[-1 if e is None else e for e in row] for row in self._episode], device=device
-        ).flatten()
+        episode = torch.tensor(self._episode, device=device).flatten()
         position = torch.tensor(self._position, device=device).flatten()
         kept = episode >= 0
         row, column = episode[kept], position[kept]
@@ -294,7 +297,7 @@ class EpisodeSource:
 
     def _round(self, ids: Tensor) -> Trajectories:
         played = self.play([Task(self.seed_of(start)) for start in ids.tolist()])
-        outcome = played.outcome
+        outcome = played.outcome.cpu()
         self.starts.observe(ids, outcome if self._score is None else self._score(outcome))
         for total, steps in zip(outcome.tolist(), played.mask.sum(1).tolist(), strict=True):
             self._episodes.ended(total, steps)

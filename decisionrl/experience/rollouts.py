@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +50,7 @@ class RolloutSource:
         self._episodes = EpisodeStatistics(world.num_envs)
         self._observation: Observation | None = None
         self._state: Tensor | None = None
-        self._begun = torch.ones(world.num_envs, dtype=torch.bool, device=world.device)
+        self._begun: Tensor | None = None
         self._window: Trajectories | None = None
 
     @property
@@ -72,6 +73,7 @@ class RolloutSource:
 
     def state_dict(self) -> dict[str, Any]:
         return {
+            "started": self._observation is not None,
             "world": None if self._observation is None else self.world.state_dict(),
             "starts": self._starts.get_state(),
             "noise": self._noise.get_state(),
@@ -82,12 +84,20 @@ class RolloutSource:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        self._observation = None if state["world"] is None else self.world.load_state_dict(state["world"])
+        world, device = state["world"], self.world.device
+        if state["started"] and world is None:
+            warnings.warn(
+                f"{self.world.name}: its state cannot be saved; the resumed run goes on with new episodes, and differs "
+                "from an uninterrupted one (a world made from an id, a class or a function can be resumed)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self._observation = None if world is None else self.world.load_state_dict(world)
         self._starts.set_state(state["starts"])
         self._noise.set_state(state["noise"].cpu())
         self._episodes.load_state_dict(state["episodes"])
-        self._state = None if state["state"] is None else state["state"].to(self.world.device)
-        self._begun = state["begun"].to(self.world.device)
+        self._state = None if state["state"] is None else state["state"].to(device)
+        self._begun = None if state["begun"] is None else state["begun"].to(device)
         load_states(self.pipeline, state["pipeline"])
 
     def _seeds(self, count: int) -> list[int]:
@@ -96,42 +106,46 @@ class RolloutSource:
     def _collected(self) -> Trajectories:
         world, policy = self.world, self.policy
         if self._observation is None:
-            self._observation = world.reset(self._seeds(world.num_envs))
-            self._state = policy.initial_state(world.num_envs)
+            self._begin()
+            assert self._observation is not None
         current, state, begun = self._observation, self._state, self._begun
         first_state = None if state is None else state.clone()
         noise = policy.sample_noise((self.horizon, world.num_envs), self._noise).unbind(0)
-        record = Recorder(current, world.num_envs, self.horizon)
+        record = Recorder(self.horizon)
         cuts: list[Cut] = []
-        with torch.no_grad():
-            for t in range(self.horizon):
-                record.before(t, current, begun if state is not None else None)
-                action, state = policy.act(current, state, noise=noise[t])
-                step = world.step(action)
-                record.after(t, action, step)
-                current = step.observation
-                if state is not None:
-                    begun = torch.zeros_like(begun)
-                if bool((ended := step.terminated | step.truncated).any()):
-                    lost = (step.truncated & ~step.terminated).nonzero().flatten().tolist()
-                    if lost:
-                        cuts.append((t, lost, rows_of(current, lost), None if state is None else state[lost]))
-                    over = ended.nonzero().flatten().tolist()
-                    current = world.restart(over, self._seeds(len(over)))
-                    begun = self._forget(state, begun, ended)
+        for t in range(self.horizon):
+            record.before(t, current, begun)
+            action, state = policy.act(current, state, noise=noise[t])
+            step = world.step(action)
+            record.after(t, action, step)
+            current = step.observation
+            if step.over:
+                terminated = step.terminated.tolist()
+                lost = [i for i in step.over if not terminated[i]]
+                if lost:
+                    cuts.append((t, lost, rows_of(current, lost), None if state is None else state[lost]))
+                current = world.restart(step.over, self._seeds(len(step.over)))
+            if state is not None:
+                begun = step.terminated | step.truncated
                 if step.skipped is not None:
-                    begun = self._forget(state, begun, step.skipped)
-        self._observation, self._begun = current, begun.clone()
-        self._state = None if state is None else state.clone()
+                    begun = begun | step.skipped
+                state = self._forgotten(state, begun)
+        self._observation, self._state, self._begun = current, state, begun
         return self._evaluated(record.trajectories(first_state), cuts)
 
-    def _forget(self, state: Tensor | None, begun: Tensor, which: Tensor) -> Tensor:
-        """Reset the recurrent state of copies that begin anew; the copies that have begun."""
-        if state is not None:
-            initial = self.policy.initial_state(self.world.num_envs)
-            assert initial is not None
-            state[which] = initial[which]
-        return begun | which
+    def _begin(self) -> None:
+        world = self.world
+        self._observation = world.reset(self._seeds(world.num_envs))
+        self._state = self.policy.initial_state(world.num_envs)
+        remembers = self._state is not None
+        self._begun = torch.ones(world.num_envs, dtype=torch.bool, device=world.device) if remembers else None
+        self._episodes.begin_anew()
+
+    def _forgotten(self, state: Tensor, begun: Tensor) -> Tensor:
+        """The recurrent state, which is the initial one in copies that begin anew."""
+        initial = self.policy.initial_state(self.world.num_envs)
+        assert initial is not None
+        return torch.where(begun.view(-1, *[1] * (state.ndim - 1)), initial, state)
 
     def _evaluated(self, batch: Trajectories, cuts: Sequence[Cut]) -> Trajectories:
         """With what the policy says of the window, and the values of the states that episodes were cut at."""

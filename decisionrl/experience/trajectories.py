@@ -136,7 +136,9 @@ def joined(batches: Sequence[Trajectories]) -> Trajectories:
     changes: dict[str, Any] = {}
     for name in _FIELDS:
         values = [getattr(batch, name) for batch in batches]
-        if isinstance(values[0], Tensor | Mapping):
+        if name == "state":  # [batch, ...]: its second dimension is no step, however long it is
+            changes[name] = None if values[0] is None else torch.cat(values)
+        elif isinstance(values[0], Tensor | Mapping):
             changes[name] = each_key(stacked, values)
     return first.replace(**changes, metrics={})
 

@@ -22,6 +22,7 @@ from decisionrl.experiment import Experiment
 from decisionrl.learner import GradientLearner, Objective
 from decisionrl.minibatches import MinibatchLearner, Unit
 from decisionrl.policies.actor_critic import ActorCritic
+from decisionrl.policies.encoders import Activation
 from decisionrl.policies.recurrent import RecurrentActorCritic
 from decisionrl.recipes.schedules import linear_decay
 from decisionrl.seeding import generator
@@ -37,7 +38,7 @@ class ControlOptions(TypedDict, total=False):
     workers: int
     steps: int
     hidden: list[int]
-    activation: str
+    activation: Activation
     recurrent: bool
     shared: bool
     squash: bool
@@ -84,7 +85,7 @@ class Control:
     workers: int = 0
     steps: int = 100_000
     hidden: Sequence[int] = (64, 64)
-    activation: str = "tanh"
+    activation: Activation = "tanh"
     recurrent: bool = False
     shared: bool = False
     squash: bool = False

@@ -10,6 +10,14 @@ from decisionrl.experiment import Experiment
 
 P = ParamSpec("P")
 
+MUJOCO = {
+    "num_envs": 8,
+    "horizon": 256,
+    "normalize_observations": True,
+    "normalize_rewards": True,
+    "steps": 300_000,
+}
+
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "ppo": {
         "CartPole-v1": {
@@ -37,6 +45,8 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "learning_rate": 1e-3,
             "steps": 300_000,
         },
+        "Hopper-v5": MUJOCO,
+        "HalfCheetah-v5": MUJOCO,
     },
 }
 """Recipe -> environment id -> arguments."""
@@ -53,6 +63,6 @@ def tuned(recipe: Callable[P, Experiment]) -> Callable[P, Experiment]:
     @functools.wraps(recipe)
     def with_preset(*args: P.args, **kwargs: P.kwargs) -> Experiment:
         env = kwargs.get("env", "CartPole-v1") if kwargs.get("setting") is None else None
-        return recipe(*args, **{**preset(recipe.__name__, env), **kwargs})  # type: ignore[arg-type]
+        return recipe(*args, **{**preset(recipe.__name__, env), **kwargs})
 
     return with_preset

@@ -200,9 +200,7 @@ def _draw(
     return figures
 
 
-def _curves(
-    case: str, methods: Sequence[str], series: Mapping[tuple[str, str], Series]
-) -> dict[str, dict[str, Curve]]:
+def _curves(case: str, methods: Sequence[str], series: Mapping[tuple[str, str], Series]) -> dict[str, dict[str, Curve]]:
     """The learning curves of a case by name ("" is the main one) and method."""
     named: dict[str, dict[str, Curve]] = {}
     for method in methods:

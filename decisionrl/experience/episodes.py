@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from decisionrl.envs.copies import Copies
-from decisionrl.envs.world import World
+from decisionrl.envs.world import EnvironmentFault, World
 from decisionrl.experience.acting import ActingPolicy, EpisodeStatistics, joined_rows, rows_of, update_normalizer
 from decisionrl.experience.trajectories import Trajectories, each_key, joined
 from decisionrl.pipeline import PipelineStep, load_states, states, tell
@@ -23,6 +22,9 @@ from decisionrl.seeding import generator
 if TYPE_CHECKING:
     from decisionrl.learner import Update
     from decisionrl.pipeline.curricula import Starts
+
+ENDLESS = 100_000
+"""Steps after which an episode that nobody limits is taken for one that never ends."""
 
 NOISE_CHUNK = 64
 """Steps whose randomness is drawn at once."""
@@ -80,6 +82,7 @@ def play(
 
     Raises:
         ValueError: the world cannot start a copy from a seed, or not go back to a state; there is no task.
+        EnvironmentFault: without ``max_steps``, an episode has not ended after 100,000 steps.
     """
     if not world.seedable:
         raise ValueError(
@@ -88,7 +91,7 @@ def play(
         )
     if not tasks:
         raise ValueError("tasks is empty; valid: at least one episode")
-    copies, limit = world.num_envs, math.inf if max_steps is None else max_steps
+    copies, limit = world.num_envs, ENDLESS if max_steps is None else max_steps
     waiting = deque(range(len(tasks)))
     playing: list[int | None] = [waiting.popleft() if waiting else None for _ in range(copies)]
     length = [0] * copies
@@ -111,6 +114,11 @@ def play(
             ended, over = set(step.over), []
             for i, task in enumerate(playing):
                 if task is not None and (i in ended or length[i] + tasks[task].played >= limit):
+                    if max_steps is None and i not in ended:
+                        raise EnvironmentFault(
+                            f"{world.name}, copy {i}: its episode has not ended in {ENDLESS:,} steps; valid: an "
+                            "environment whose episodes end, or a limit, max_steps"
+                        )
                     final[task] = rows_of(current, [i]), None if state is None else state[[i]]
                     playing[i] = waiting.popleft() if waiting else None
                     length[i] = 0

@@ -1,4 +1,4 @@
-"""A bandit with prompts: the smallest world of language-model reinforcement learning, with every answer known exactly."""
+"""A bandit with prompts: the smallest world of language-model learning, with every answer known exactly."""
 
 from __future__ import annotations
 

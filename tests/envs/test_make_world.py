@@ -128,8 +128,8 @@ def test_vector_environments_are_used_as_they_are():
     assert isinstance(world, VectorWorld)
     assert (world.num_envs, world.name) == (3, "SyncVectorEnv")
     assert make_world(gymnasium.make_vec("CartPole-v1", num_envs=2)).name == "CartPole-v1"
-    for keywords in ({"options": {"limit": 2}}, {"workers": 3}):
-        with pytest.raises(ValueError, match="valid with a VectorEnv, which is made already: neither"):
+    for keywords in ({"options": {"limit": 2}}, {"workers": 3}, {"max_steps": 3}):
+        with pytest.raises(ValueError, match="valid with a VectorEnv, which is made already: none of them"):
             make_world(env, **keywords)
     with pytest.raises(TypeError, match="SyncVectorEnv is a VectorEnv; valid: an id or a function"):
         env_maker(env, {})

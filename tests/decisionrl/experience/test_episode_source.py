@@ -229,6 +229,6 @@ def test_an_episode_that_never_ends(monkeypatch):
     monkeypatch.setattr("decisionrl.experience.episodes.ENDLESS", 20)
     world = make_world(Counting, options={"limit": 1000})
     monkeypatch.setattr(Counting, "step", lambda self, action: (self.observed(action), 0.0, False, False, {}))
-    with pytest.raises(EnvironmentFault, match="copy 0: its episode has not ended in 20 steps; .* a limit, max_steps"):
+    with pytest.raises(EnvironmentFault, match=r"copy 0: its episode has not ended in 20 steps; .* a limit, max_steps"):
         play(world, Drawn([0]), [Task(1)], generator=None)
     assert play(world, Drawn([0]), [Task(1)], generator=None, max_steps=4).mask.sum() == 4

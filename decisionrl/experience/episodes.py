@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Played:
-    """Episodes in the order of their tasks, [episodes, steps], padded on the right."""
+    """Episodes in the order of their tasks, [episodes, steps], padded on the right.
+
+    ``cut`` [episodes] marks those that nothing but ``max_steps`` has ended.
+    """
 
     observation: Observation
     action: Tensor
@@ -59,6 +62,7 @@ class Played:
     truncated: Tensor
     final_observation: Observation
     final_state: Tensor | None
+    cut: Tensor
 
     @property
     def outcome(self) -> Tensor:
@@ -100,6 +104,7 @@ def play(
     initial = state = policy.initial_state(copies)
     log = _Log()
     final: dict[int, tuple[Observation, Tensor | None]] = {}
+    cut: set[int] = set()
     noise: deque[Tensor] = deque()
     with torch.no_grad():
         while len(idle) < copies:
@@ -119,6 +124,8 @@ def play(
                             f"{world.name}, copy {i}: its episode has not ended in {ENDLESS:,} steps; valid: an "
                             "environment whose episodes end, or a limit, max_steps"
                         )
+                    if i not in ended:
+                        cut.add(task)
                     final[task] = rows_of(current, [i]), None if state is None else state[[i]]
                     playing[i] = waiting.popleft() if waiting else None
                     length[i] = 0
@@ -130,7 +137,7 @@ def play(
                 current = _begun(world, tasks, begin, over)
             if state is not None and initial is not None:
                 state = state.index_copy(0, torch.tensor(over, device=state.device), initial[over])
-    return log.played([final[task] for task in range(len(tasks))], world.device)
+    return log.played([final[task] for task in range(len(tasks))], cut, world.device)
 
 
 def _begun(world: World, tasks: Sequence[Task], begin: Mapping[int, int], copies: Sequence[int]) -> Observation:
@@ -167,7 +174,9 @@ class _Log:
         self._episode.append([-1 if e is None else e for e in episode])
         self._position.append(list(position))
 
-    def played(self, final: Sequence[tuple[Observation, Tensor | None]], device: torch.device) -> Played:
+    def played(
+        self, final: Sequence[tuple[Observation, Tensor | None]], cut: Collection[int], device: torch.device
+    ) -> Played:
         """One row an episode."""
         episode = torch.tensor(self._episode, device=device).flatten()
         position = torch.tensor(self._position, device=device).flatten()
@@ -195,8 +204,12 @@ class _Log:
             truncated=last & ~terminated,
             final_observation=each_key(joined_rows, [seen for seen, _ in final]),
             final_state=None if final[0][1] is None else torch.cat([state for _, state in final if state is not None]),
+            cut=torch.tensor([task in cut for task in range(len(final))], device=device),
         )
 
+
+Growth = Callable[[Tensor, "EpisodeSource"], Trajectories]
+"""``(start ids, source) -> batch`` with ``start_id``, from episodes that it lets the source play."""
 
 StateValues = Callable[[Trajectories, "EpisodeSource"], Trajectories]
 """``(batch, source) -> batch`` with more extras, from episodes that it lets the source play."""
@@ -215,6 +228,8 @@ class EpisodeSource:
         score: from returns [episodes] to what ``starts`` hears, such as 1 for a success; by default the returns.
         max_steps: longer episodes are truncated; None leaves that to the environment.
         greedy: also play the deterministic actions once from every start: ``extras["greedy_return"]`` [batch].
+        tree: grows the episodes of a round from their starts in another way, such as Tree of
+            ``decisionrl.experience.branching``; the starts then hear no scores.
         values: works out more from states that the episodes went through, such as SegmentValues of
             ``decisionrl.experience.branching``.
         pipeline: what is done to each batch; ends in an advantage estimator.
@@ -230,6 +245,7 @@ class EpisodeSource:
         score: Callable[[Tensor], Tensor] | None = None,
         max_steps: int | None = None,
         greedy: bool = False,
+        tree: Growth | None = None,
         values: StateValues | None = None,
         pipeline: Sequence[PipelineStep] = (),
         seed: int = 0,
@@ -239,6 +255,7 @@ class EpisodeSource:
         self.world, self.policy, self.starts, self.pipeline = world, policy, starts, tuple(pipeline)
         self.steps_per_sample = 0
         self._score, self._max_steps, self._greedy, self._values = score, max_steps, greedy, values
+        self._tree = tree
         self._seed = seed
         self._choice = generator(seed, "starts")
         self._noise = generator(seed, "actions", world.device)
@@ -250,7 +267,7 @@ class EpisodeSource:
         with torch.no_grad():
             rounds: list[Trajectories] = []
             while (ids := self.starts.propose(self._choice)) is not None:
-                rounds.append(self._round(ids))
+                rounds.append(self._round(ids) if self._tree is None else self._tree(ids, self))
             if not rounds:
                 raise RuntimeError("starts proposed no episode")
             batch = joined(rounds)
@@ -295,20 +312,29 @@ class EpisodeSource:
         """Seeds never used before."""
         return torch.randint(2**31, (count,), generator=self._choice).tolist()
 
-    def play(self, tasks: Sequence[Task], *, greedy: bool = False) -> Played:
-        """Play episodes; their steps count for the batch."""
+    def play(self, tasks: Sequence[Task], *, greedy: bool = False, max_steps: int | None = None) -> Played:
+        """Play episodes; their steps count for the batch. max_steps: an earlier limit than the source's."""
+        limits = [limit for limit in (max_steps, self._max_steps) if limit is not None]
         played = play(
-            self.world, self.policy, tasks, generator=None if greedy else self._noise, max_steps=self._max_steps
+            self.world,
+            self.policy,
+            tasks,
+            generator=None if greedy else self._noise,
+            max_steps=min(limits) if limits else None,
         )
         self.steps_per_sample += int(played.mask.sum())
         return played
+
+    def report(self, returns: Tensor, lengths: Tensor) -> None:
+        """Take whole episodes into the statistics of this source."""
+        for total, steps in zip(returns.tolist(), lengths.tolist(), strict=True):
+            self._episodes.ended(total, steps)
 
     def _round(self, ids: Tensor) -> Trajectories:
         played = self.play([Task(self.seed_of(start)) for start in ids.tolist()])
         outcome = played.outcome.cpu()
         self.starts.observe(ids, outcome if self._score is None else self._score(outcome))
-        for total, steps in zip(outcome.tolist(), played.mask.sum(1).tolist(), strict=True):
-            self._episodes.ended(total, steps)
+        self.report(outcome, played.mask.sum(1))
         return evaluated(self.policy, played).replace(start_id=ids.to(self.world.device))
 
     def _with_greedy(self, batch: Trajectories) -> Trajectories:

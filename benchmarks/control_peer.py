@@ -91,7 +91,7 @@ def train_peer(model: PPO, steps: int, progress: Progress) -> Record:
 
     record = Record()
 
-    class Watch(BaseCallback):
+    class Watch(BaseCallback):  # type: ignore[misc]  # its package has no types here
         def _on_training_start(self) -> None:
             record.clock.start()
 

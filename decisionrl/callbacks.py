@@ -456,7 +456,7 @@ class Progress(Callback):
         eta = str(datetime.timedelta(seconds=round(left / rate))) if rate else "unknown"
         shown = {name: float(trainer.metrics[name]) for name in self._show if name in trainer.metrics}
         shown |= self._evaluated
-        share = trainer.step / trainer.target if trainer.target else 1.0
+        share = min(trainer.step / trainer.target, 1.0) if trainer.target else 1.0
         parts = [
             f"step {trainer.step}/{trainer.target} ({share:.0%})",
             f"{rate:.1f} steps/s",

@@ -49,6 +49,8 @@ def list_command(kind: str | None, as_json: bool) -> None:
         width = max((len(entry) for entry in entries), default=0)
         for entry, text in entries.items():
             click.echo(f"  {entry:<{width}}  {text}")
+        if name == "envs":
+            click.echo("  and with --env any Gymnasium id, or module:Class")
 
 
 @cli.command()

@@ -1,4 +1,4 @@
-"""A bandit with prompts: the smallest world of language-model reinforcement learning, with every answer known exactly."""
+"""A bandit with prompts: the smallest world of language-model learning, with every answer known exactly."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class PromptBandit(gymnasium.Env[Any, Any]):
         for name, count in (("prompts", prompts), ("actions", actions)):
             if count < 1:
                 raise ValueError(f"{name} = {count}; valid: a whole number >= 1")
-        self.observation_space = spaces.Discrete(prompts)
-        self.action_space = spaces.Discrete(actions)
+        self.observation_space: gymnasium.Space[Any] = spaces.Discrete(prompts)
+        self.action_space: gymnasium.Space[Any] = spaces.Discrete(actions)
         generator = torch.Generator().manual_seed(table_seed)
         self.success = torch.rand(prompts, actions, dtype=torch.float64, generator=generator)
         self._prompt: int | None = None

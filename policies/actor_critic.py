@@ -65,11 +65,13 @@ class ActorCritic(nn.Module):
             self.encoder.features, head, hidden=hidden, activation=activation, critic=critic, generator=generator
         )
 
-    def act(self, observation: Observation, state: None = None, *, noise: Tensor | None = None) -> tuple[Tensor, None]:
+    def act(
+        self, observation: Observation, state: Tensor | None = None, *, noise: Tensor | None = None
+    ) -> tuple[Tensor, None]:
         """Actions [N, ...] for observations [N, ...]: the mode, or what the noise of :meth:`sample_noise` leads to."""
         return self.decision.act(self._features(observation), noise), None
 
-    def value(self, observation: Observation, state: None = None) -> Float[Tensor, " n"] | None:
+    def value(self, observation: Observation, state: Tensor | None = None) -> Float[Tensor, " n"] | None:
         """V [N] of observations [N, ...]; None without a critic."""
         return self.decision.value(self._features(observation))
 
@@ -79,8 +81,9 @@ class ActorCritic(nn.Module):
         features = self._features(steps.take_observation(batch.observation))
         return self.decision.evaluate(features, steps.take(batch.action), steps)
 
-    def initial_state(self, n: int) -> None:
+    def initial_state(self, n: int) -> Tensor | None:
         """None: there is no memory."""
+        return None
 
     def sample_noise(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
         """Noise for ``shape`` actions, [*shape, ...], such as [steps, copies, ...] for a whole rollout."""

@@ -65,10 +65,12 @@ class StableBaselines3Policy(nn.Module, ABC):
         self.policy = policy.eval()
 
     @abstractmethod
-    def act(self, observation: Observation, state: None = None, *, noise: Tensor | None = None) -> tuple[Tensor, None]:
+    def act(
+        self, observation: Observation, state: Tensor | None = None, *, noise: Tensor | None = None
+    ) -> tuple[Tensor, None]:
         """Actions [N, ...] for observations [N, ...]: the mode, or what the noise leads to."""
 
-    def value(self, observation: Observation, state: None = None) -> Float[Tensor, " n"] | None:
+    def value(self, observation: Observation, state: Tensor | None = None) -> Float[Tensor, " n"] | None:
         """None: there is no V."""
         return None
 
@@ -108,11 +110,13 @@ class _OnPolicy(StableBaselines3Policy):
         if isinstance(self.head, DiagonalGaussian):
             self.head.log_std = policy.log_std
 
-    def act(self, observation: Observation, state: None = None, *, noise: Tensor | None = None) -> tuple[Tensor, None]:
+    def act(
+        self, observation: Observation, state: Tensor | None = None, *, noise: Tensor | None = None
+    ) -> tuple[Tensor, None]:
         outputs = self.policy.action_net(self._hidden(observation)[0])
         return (self.head.mode(outputs) if noise is None else self.head.sample(outputs, noise)), None
 
-    def value(self, observation: Observation, state: None = None) -> Float[Tensor, " n"]:
+    def value(self, observation: Observation, state: Tensor | None = None) -> Float[Tensor, " n"]:
         value: Tensor = self.policy.predict_values(self._observation(observation))
         return value.squeeze(-1)
 
@@ -145,14 +149,18 @@ class _OnPolicy(StableBaselines3Policy):
 class _Greedy(StableBaselines3Policy):
     """DQN: the action of greatest value; noise changes nothing."""
 
-    def act(self, observation: Observation, state: None = None, *, noise: Tensor | None = None) -> tuple[Tensor, None]:
+    def act(
+        self, observation: Observation, state: Tensor | None = None, *, noise: Tensor | None = None
+    ) -> tuple[Tensor, None]:
         return self.policy.q_net(self._observation(observation)).argmax(-1), None
 
 
 class _DeterministicActor(StableBaselines3Policy):
     """TD3 and DDPG; noise changes nothing."""
 
-    def act(self, observation: Observation, state: None = None, *, noise: Tensor | None = None) -> tuple[Tensor, None]:
+    def act(
+        self, observation: Observation, state: Tensor | None = None, *, noise: Tensor | None = None
+    ) -> tuple[Tensor, None]:
         action = self.policy.actor(self._observation(observation))
         return self._unscale(action.unflatten(-1, self.policy.action_space.shape)), None
 
@@ -166,7 +174,9 @@ class _SoftActor(StableBaselines3Policy):
         self.head = SquashedGaussian(space.low, space.high, std="dependent")
         self.noise_shape = self.head.noise_shape
 
-    def act(self, observation: Observation, state: None = None, *, noise: Tensor | None = None) -> tuple[Tensor, None]:
+    def act(
+        self, observation: Observation, state: Tensor | None = None, *, noise: Tensor | None = None
+    ) -> tuple[Tensor, None]:
         mean, log_std, _ = self.policy.actor.get_action_dist_params(self._observation(observation))
         outputs = torch.cat([mean, log_std], -1)
         return (self.head.mode(outputs) if noise is None else self.head.sample(outputs, noise)), None

@@ -23,11 +23,11 @@ class ActingPolicy(Protocol):
         """Actions [copies, ...] and the next recurrent state; without noise the deterministic action."""
         ...
 
-    def sample_noise(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
+    def sample_noise(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
         """The randomness of as many actions, [*shape, ...]."""
         ...
 
-    def initial_state(self, copies: int) -> Tensor | None:
+    def initial_state(self, copies: int, /) -> Tensor | None:
         """The recurrent state at the start of an episode; None without memory."""
         ...
 
@@ -151,6 +151,11 @@ def rows_of(observation: Observation, index: Sequence[int]) -> Observation:
     if isinstance(observation, Tensor):
         return observation[list(index)]
     return {key: value[list(index)] for key, value in observation.items()}
+
+
+def joined_rows(parts: Sequence[Tensor]) -> Tensor:
+    """Rows under each other."""
+    return torch.cat(list(parts))
 
 
 def update_normalizer(policy: ActingPolicy, batch: Trajectories) -> None:

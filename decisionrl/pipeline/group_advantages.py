@@ -58,17 +58,21 @@ class ProcessNormalized:
     """``A_t = sum_{t' >= t} (r_t' - mean(r)) / (std(r) + eps)`` (GRPO, arXiv 2402.03300, sec. 4.1.3).
 
     Mean and standard deviation are over all step rewards in the group. A reward was given where
-    ``extras["step_end"]`` [batch, step] is True: at the end of a reasoning step, or at every step of a control task.
+    ``extras["step_end"]`` [batch, step] is True, at the end of a reasoning step, or at every step.
+
+    Attributes:
+        every_step: all steps have a reward, as in control; the extra is not looked at.
 
     Raises:
-        ValueError: trajectories without ``group`` or that extra.
+        ValueError: trajectories without ``group``, or without that extra where it is needed.
     """
 
     eps: float = 1e-6
     population: bool = False
+    every_step: bool = False
 
     def __call__(self, batch: Trajectories) -> Trajectories:
-        rewarded = required_extra(batch, "step_end", self) & batch.mask
+        rewarded = batch.mask if self.every_step else required_extra(batch, "step_end", self) & batch.mask
         index, count = numbered(required(batch, "group", self))
         every = index.unsqueeze(1).expand_as(rewarded).flatten()
         steps = Groups(every, rewarded.flatten().to(batch.reward.dtype), count)

@@ -22,6 +22,7 @@ from decisionrl.experiment import Experiment
 from decisionrl.learner import GradientLearner, Objective
 from decisionrl.minibatches import MinibatchLearner, Unit
 from decisionrl.policies.actor_critic import ActorCritic
+from decisionrl.policies.encoders import Activation
 from decisionrl.policies.recurrent import RecurrentActorCritic
 from decisionrl.recipes.schedules import linear_decay
 from decisionrl.seeding import generator
@@ -35,9 +36,10 @@ class ControlOptions(TypedDict, total=False):
     env_options: dict[str, Any]
     num_envs: int
     workers: int
+    max_steps: int | None
     steps: int
     hidden: list[int]
-    activation: str
+    activation: Activation
     recurrent: bool
     shared: bool
     squash: bool
@@ -62,6 +64,7 @@ class Control:
         env_options: keyword arguments of the environment.
         num_envs: copies that are stepped side by side.
         workers: 0 steps them in this process, ``num_envs`` each in its own.
+        max_steps: truncate episodes of as many steps; needed where an environment never ends one.
         steps: environment steps to train for.
         hidden: widths of the hidden layers (after the convolutions, for images).
         activation: "tanh", "relu" or "elu".
@@ -82,9 +85,10 @@ class Control:
     env_options: Mapping[str, Any] | None = None
     num_envs: int = 8
     workers: int = 0
+    max_steps: int | None = None
     steps: int = 100_000
     hidden: Sequence[int] = (64, 64)
-    activation: str = "tanh"
+    activation: Activation = "tanh"
     recurrent: bool = False
     shared: bool = False
     squash: bool = False
@@ -118,6 +122,7 @@ class Control:
             num_envs=num_envs,
             workers=num_envs if self.workers else 0,
             options=self.env_options,
+            max_steps=self.max_steps,
             device=self.device,
         )
 

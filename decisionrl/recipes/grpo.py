@@ -52,7 +52,7 @@ def grpo(
     control = Control(**common)
     policy = control.policy(critic=False)
     reference = [ReferenceLogProb(policy)] if kl_coefficient else []
-    advantage = GroupNormalized(scale=scale) if supervision == "outcome" else ProcessNormalized()
+    advantage = GroupNormalized(scale=scale) if supervision == "outcome" else ProcessNormalized(every_step=True)
     return control.experiment(
         "grpo",
         policy=policy,

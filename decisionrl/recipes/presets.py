@@ -63,6 +63,6 @@ def tuned(recipe: Callable[P, Experiment]) -> Callable[P, Experiment]:
     @functools.wraps(recipe)
     def with_preset(*args: P.args, **kwargs: P.kwargs) -> Experiment:
         env = kwargs.get("env", "CartPole-v1") if kwargs.get("setting") is None else None
-        return recipe(*args, **{**preset(recipe.__name__, env), **kwargs})  # type: ignore[arg-type]
+        return recipe(*args, **{**preset(recipe.__name__, env), **kwargs})
 
     return with_preset

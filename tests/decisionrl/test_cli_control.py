@@ -143,8 +143,8 @@ def test_a_run_that_breaks_keeps_its_last_checkpoint(run: Any) -> None:
 @pytest.mark.parametrize(
     ("env", "says", "status"),
     [
-        ("worlds_of_mine:WrongShape", ["copy 0", "step 0", "observation has shape (4,)", "(3,)"], 1),
-        ("worlds_of_mine:Raises", ["copy 0", "step 0", "KeyError", "wheel"], 1),
+        ("worlds_of_mine:WrongShape", ["copy 0", "(4,)", "(3,)", "observation"], 1),
+        ("worlds_of_mine:Raises", ["copy 0", "KeyError", "wheel"], 1),
         ("worlds_of_mine:Missing", ["no Missing", "Fine"], 2),
         ("no_such_module:Fine", ["no_such_module", "cannot be imported"], 2),
         ("NoSuchEnv-v0", ["NoSuchEnv"], 2),

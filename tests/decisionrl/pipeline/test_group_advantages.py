@@ -102,6 +102,12 @@ def test_process_rewards_by_plain_loops() -> None:
             assert result[row, t].item() == pytest.approx(expected.item(), abs=1e-9)
 
 
+def test_a_reward_at_every_step_needs_no_marks() -> None:
+    batch = rich(12)
+    marked = ProcessNormalized()(batch.replace(extras={"step_end": torch.ones_like(batch.mask)}))
+    torch.testing.assert_close(ProcessNormalized(every_step=True)(batch.replace(extras={})).advantage, marked.advantage)
+
+
 def test_one_process_reward_at_the_end_is_outcome_supervision() -> None:
     batch = answers([1.0, 0.0, 0.5], mask=torch.tensor([[True] * 3, [True, True, False], [True, False, False]]))
     process = ProcessNormalized()(batch.replace(extras={"step_end": batch.terminated}))

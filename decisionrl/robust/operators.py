@@ -139,9 +139,10 @@ def estimated_kl_ball(
     """max_b -b log w_b - b rho, with w_b the estimate of E exp(-V / b).
 
     unseen: "zero" estimates w_b = 1 + sum_s c_s (exp(-V_s / b) - 1), kept in [exp(-cap / b), 1] (arXiv 2209.06620);
-    "cap" estimates w_b = sum_s c_s exp(-V_s / b), kept above exp(-cap / b) (arXiv 2411.18612). The function need not
-    have a single peak: a golden section runs around the best point of a grid over log b, from 1e-4 cap to cap / rho,
-    beyond which it is negative. Where rho = 0 the answer is sum_s c_s V_s.
+    "cap" estimates w_b = sum_s c_s exp(-V_s / b), kept above exp(-cap / b) (arXiv 2411.18612). Coefficients that make
+    w_b negative for some b make the maximum close to the cap. The function need not have a single peak: a golden
+    section runs around the best point of a grid over log b, from 1e-4 cap to cap / rho, beyond which it is negative.
+    Where rho = 0 the answer is sum_s c_s V_s.
     """
     cap = _like(cap, values)
     positive = torch.where(radius > 0, radius, 1.0)
@@ -214,7 +215,9 @@ class _Pieces:
     def stationary_ball(self, radius: Scalars) -> list[Tensor]:
         """Where z - sqrt(rho Var) may have its maximum inside a piece: slope 0, or the edge of Var < 0."""
         rho = radius.unsqueeze(-1)
-        flat = (self.above.square() * self.least / (self.curvature * (rho * self.curvature - self.above.square()))).sqrt()
+        flat = (
+            self.above.square() * self.least / (self.curvature * (rho * self.curvature - self.above.square()))
+        ).sqrt()
         edge = (-self.least / self.curvature).sqrt()
         return [self.center + flat, self.center - flat, self.center + edge, self.center - edge]
 
@@ -293,11 +296,10 @@ def _tilt_divergence(value: Vectors, probabilities: Vectors, inverse: Scalars) -
 def _log_estimate(values: Vectors, coefficients: Vectors, inverse: Scalars, cap: Tensor, unseen: Unseen) -> Scalars:
     """log w_b, the estimate of log E exp(-V / b) for b = 1 / inverse, within what values up to the cap allow."""
     exponent = -values * inverse.unsqueeze(-1)
-    least = torch.finfo(values.dtype).tiny
     if unseen == "zero":
-        log_w = (coefficients * exponent.expm1()).sum(-1).clamp(min=least - 1, max=0).log1p()
+        log_w = (coefficients * exponent.expm1()).sum(-1).clamp(min=-1, max=0).log1p()
     else:
-        log_w = (coefficients * exponent.exp()).sum(-1).clamp(min=least).log()
+        log_w = (coefficients * exponent.exp()).sum(-1).clamp(min=0).log()
     return log_w.maximum(-cap * inverse)
 
 

@@ -1,7 +1,7 @@
 """Linear MDPs as Gymnasium environments: a single ``gymnasium.Env`` and a native ``VectorEnv``.
 
     env = gymnasium.make("decisionrl/FiveState-v0", xi_norm=0.3)
-    envs = gymnasium.make_vec("decisionrl/FiveState-v0", num_envs=1024, vector_kwargs={"xi_norm": 0.3})
+    envs = gymnasium.make_vec("decisionrl/FiveState-v0", num_envs=1024, xi_norm=0.3)
 
 The observation is (h, s), stage and state, two whole numbers, because the optimal policy of a finite horizon depends on
 the stage. An episode has H steps and then terminates, in an observation with h = H.

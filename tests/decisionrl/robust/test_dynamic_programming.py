@@ -76,8 +76,18 @@ def test_one_radius_for_all_factors(xi_norm, expected):
 @pytest.mark.parametrize(
     ("xi_norm", "greedy", "cautious", "crossing"),
     [
-        (0.1, [1.4239, 1.2639, 1.1039, 0.9439, 0.7839, 0.6239], [1.2318, 1.1518, 1.0718, 0.9918, 0.9118, 0.8318], 0.48012),
-        (0.2, [1.6249, 1.4249, 1.2249, 1.0249, 0.8249, 0.6249], [1.3248, 1.2848, 1.2448, 1.2048, 1.1648, 1.1248], 0.37513),
+        (
+            0.1,
+            [1.4239, 1.2639, 1.1039, 0.9439, 0.7839, 0.6239],
+            [1.2318, 1.1518, 1.0718, 0.9918, 0.9118, 0.8318],
+            0.48012,
+        ),
+        (
+            0.2,
+            [1.6249, 1.4249, 1.2249, 1.0249, 0.8249, 0.6249],
+            [1.3248, 1.2848, 1.2448, 1.2048, 1.1648, 1.1248],
+            0.37513,
+        ),
         (0.3, [1.7759, 1.5359, 1.2959, 1.0559, 0.8159, 0.5759], [1.4398] * 6, 0.28012),
     ],
 )
@@ -140,7 +150,9 @@ def test_all_divergences_where_failing_is_likelier(divergence, balls, penalties)
 )
 def test_soft_optimum(xi_norm, expected):
     reference = Reference(eta=tensor([1, 5, 20, 100]))
-    close(optimal(five_state(xi_norm=xi_norm), Ball(radius=five_state_radius(0.5)), reference=reference).start, expected)
+    close(
+        optimal(five_state(xi_norm=xi_norm), Ball(radius=five_state_radius(0.5)), reference=reference).start, expected
+    )
 
 
 def test_soft_optimal_policy_in_perturbed_targets():
@@ -176,7 +188,9 @@ def test_the_reference_pins_the_policy_as_eta_falls():
 
 def test_frozen_lake():
     lake = frozen_lake()
-    close(optimal(lake, Ball(radius=common(0, 0.01, 0.05, 0.1, 0.2))).start, [0.34787, 0.26902, 0.09205, 0.02123, 0.00054])
+    close(
+        optimal(lake, Ball(radius=common(0, 0.01, 0.05, 0.1, 0.2))).start, [0.34787, 0.26902, 0.09205, 0.02123, 0.00054]
+    )
     close(optimal(lake, Ball(radius=common(0.01, 0.05, 0.1), divergence="kl")).start, [0.1469, 0.03002, 0.00562])
     close(optimal(lake, Ball(radius=common(0.01, 0.1, 0.3), divergence="chi2")).start, [0.19506, 0.02631, 0.00028])
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -154,7 +155,7 @@ def estimated_kl_ball(
         return -b * (_log_estimate(*rows, 1 / b, cap.unsqueeze(-1), unseen) + radius.unsqueeze(-1))
 
     low = (cap * _SMALLEST_B).log()
-    shape = torch.broadcast_shapes(values.shape[:-1], coefficients.shape[:-1], radius.shape, cap.shape)
+    shape = np.broadcast_shapes(values.shape[:-1], coefficients.shape[:-1], radius.shape, cap.shape)
     step = ((cap / positive).log() - low).clamp(min=0).expand(shape).unsqueeze(-1) / (_GRID - 1)
     grid = low.unsqueeze(-1) + step * torch.arange(_GRID, dtype=values.dtype, device=values.device)
     best = dual(grid).argmax(-1, keepdim=True)
@@ -233,7 +234,8 @@ class _Pieces:
         What is stationary outside its piece, or nowhere (NaN), is moved into it: any a is a valid one.
         """
         inside = [a.nan_to_num(0.0).minimum(self.right).maximum(self.left) for a in stationary]
-        a = torch.stack(torch.broadcast_tensors(self.left, self.right, *inside))
+        shape = np.broadcast_shapes(self.left.shape, *(each.shape for each in inside))
+        a = torch.stack([each.expand(shape) for each in (self.left, self.right, *inside)])
         mean = self.first + self.above * a
         score = dual(mean, self.second + self.above * a.square() - mean.square())
         score, a = score.movedim(0, -1).flatten(-2), a.movedim(0, -1).flatten(-2)
@@ -265,7 +267,7 @@ def _truncated_moments(values: Vectors, probabilities: Vectors, a: Scalars) -> t
 def _sorted(values: Vectors, weights: Vectors, *, descending: bool = False) -> tuple[Vectors, Vectors]:
     """Values in order, sorted once for all the weights that share them, and the weights in that order."""
     value, order = values.sort(-1, descending=descending)
-    shape = torch.broadcast_shapes(values.shape, weights.shape)
+    shape = np.broadcast_shapes(values.shape, weights.shape)
     return value, weights.expand(shape).gather(-1, order.expand(shape))
 
 

@@ -55,7 +55,10 @@ class Reference:
         if self.policy is None:
             return torch.full((actions,), -math.log(actions), dtype=q.dtype, device=q.device)
         log_policy = self.policy.to(q.device).log()
-        return log_policy[..., h if log_policy.shape[-3] > 1 else 0, :, :] if log_policy.dim() > 2 else log_policy
+        if log_policy.dim() < 3:
+            return log_policy
+        stage: Tensor = log_policy[..., h if log_policy.shape[-3] > 1 else 0, :, :]
+        return stage
 
     def best(
         self, h: int, q: Float[Tensor, "*batch S A"]

@@ -33,11 +33,11 @@ Scalars = Float[Tensor, "..."]
 Unseen = Literal["zero", "cap"]
 """What a factor without data is worth to an estimated KL operator: nothing (pessimistic) or the cap (optimistic)."""
 
-_BISECTIONS = 80
+_BISECTIONS = 48
 _LOG_RANGE = 40.0  # of b, to both sides of the range of the values
 _GRID = 64
 _SMALLEST_B = 1e-4  # of the grid, in units of the cap
-_GOLDEN_STEPS = 48
+_GOLDEN_STEPS = 32
 _GOLDEN = (5**0.5 - 1) / 2
 
 

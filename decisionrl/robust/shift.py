@@ -194,7 +194,7 @@ def _reachable(
             break
         states = torch.cat([states, fresh])
     following = torch.cat(nexts)
-    _, number = torch.cat([states, following.flatten(0, 1)]).unique(dim=0, return_inverse=True)
+    _, number = _distinct(torch.cat([states, following.flatten(0, 1)]))
     place = torch.empty_like(number)
     place[number[: len(states)]] = torch.arange(len(states))
     return torch.cat(costs), place[number[len(states) :]].reshape(following.shape[:2]), len(states)
@@ -202,10 +202,16 @@ def _reachable(
 
 def _new_rows(known: Int[Tensor, "m slots"], rows: Int[Tensor, "n slots"]) -> Int[Tensor, "new slots"]:
     """The distinct rows that are not known."""
-    distinct, number = torch.cat([known, rows]).unique(dim=0, return_inverse=True)
+    distinct, number = _distinct(torch.cat([known, rows]))
     new = torch.ones(len(distinct), dtype=torch.bool)
     new[number[: len(known)]] = False
     return distinct[new]
+
+
+def _distinct(rows: Int[Tensor, "n slots"]) -> tuple[Int[Tensor, "m slots"], Int[Tensor, " n"]]:
+    """The distinct rows in order, and which of them each row is."""
+    distinct, number = torch.unique(rows, dim=0, return_inverse=True)
+    return distinct, number
 
 
 def _outcomes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -25,7 +26,7 @@ from decisionrl.benchmarks.control import (
 from decisionrl.benchmarks.control_peer import PEER, peer, peer_policy
 from decisionrl.benchmarks.control_training import Record, train
 from decisionrl.benchmarks.inventory_control import InventoryCase, OrdersOfActions
-from decisionrl.benchmarks.suite import CaseContext, CaseResult, Measurement
+from decisionrl.benchmarks.suite import Case, CaseContext, CaseResult, Measurement
 from decisionrl.benchmarks.tabular import TabularModel
 from decisionrl.envs.bandit import PromptBandit
 from decisionrl.envs.inventory.env import order_limits
@@ -333,3 +334,17 @@ def test_the_page_shows_control_over_seeds_beside_the_peer(tmp_path: Path) -> No
     assert "490" in line
     assert "60,000 (2 of 3)" in line
     assert any(line.startswith(f"| cartpole | {PEER} |") and "470" in line for line in page.splitlines())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", cases("full", None), ids=lambda case: case.title)
+def test_every_case_of_the_full_profile_runs(case: Case, tmp_path: Path) -> None:
+    about = case.run
+    if isinstance(about, InventoryCase):
+        tiny = dataclasses.replace(about, periods=10_000, **TINY_SAMPLE)
+    elif isinstance(about, BanditCase):
+        tiny = dataclasses.replace(about, steps=300, gradient_batches=min(2, about.gradient_batches))
+    else:
+        assert isinstance(about, ControlCase)
+        tiny = dataclasses.replace(about, steps=500, episodes=2)
+    assert all(math.isfinite(value(row)) for row in run(tiny, tmp_path).rows)

@@ -14,8 +14,15 @@ from decisionrl.experiment import Experiment
 from decisionrl.recipes import metadata, recipe
 from decisionrl.trainer import Trainer
 
-CASES = [(name, {}) for name in NAMES] + [(name, {"base": "critic"}) for name in WITH_CRITIC]
-IDS = [" ".join([name, *arguments.values()]) for name, arguments in CASES]
+CASES: list[tuple[str, dict[str, Any]]] = [
+    *[(name, {}) for name in NAMES],
+    *[(name, {"base": "critic"}) for name in WITH_CRITIC],
+    ("grpo", {"kl_coefficient": 0.1}),
+    ("dapo", {"overlong_length": 20, "overlong_buffer": 10}),
+    ("riskpo", {"ratio": "sequence"}),
+    ("ares", {"kl_coefficient": 0.1}),
+]
+IDS = [" ".join([name, *map(str, arguments.values())]) for name, arguments in CASES]
 
 CONTINUOUS: dict[str, dict[str, Any]] = {
     **{name: {} for name in ("reinforce", "ppo", "grpo", "rloo", "dapo", "gspo", "sapo", "capo", "remax", "tppo")},
@@ -71,6 +78,11 @@ def test_learns_from_discrete_actions(name: str, arguments: dict[str, Any]) -> N
 @pytest.mark.parametrize("name", CONTINUOUS)
 def test_learns_from_continuous_actions(name: str) -> None:
     assert_learns(tiny(name, env="Pendulum-v1", **CONTINUOUS[name]))
+
+
+def test_learns_from_the_rewards_of_single_steps() -> None:
+    """Where they differ: on CartPole all are 1."""
+    assert_learns(tiny("grpo", env="Pendulum-v1", supervision="process"))
 
 
 @pytest.mark.parametrize("name", ["reinforce", "grpo", "dapo", "gspo", "spo", "tppo", "riskpo", "gtpo", "ares"])

@@ -12,6 +12,7 @@ from decisionrl.callbacks import Callback, Checkpoint
 from decisionrl.experience.trajectories import Trajectories
 from decisionrl.experiment import Experiment
 from decisionrl.recipes import metadata, recipe
+from decisionrl.recipes.gtpo import observation_and_action
 from decisionrl.trainer import Trainer
 
 CASES: list[tuple[str, dict[str, Any]]] = [
@@ -88,6 +89,15 @@ def test_learns_from_the_rewards_of_single_steps() -> None:
 @pytest.mark.parametrize("name", ["reinforce", "grpo", "dapo", "gspo", "spo", "tppo", "riskpo", "gtpo", "ares"])
 def test_learns_with_memory(name: str) -> None:
     assert_learns(tiny(name, recurrent=True))
+
+
+def test_conflicts_of_numbered_states_and_actions() -> None:
+    """GTPO's keys for observations that are numbers, [batch, step], as on FrozenLake."""
+    batch = tiny("gtpo", env="FrozenLake-v1").source.sample()
+    key = observation_and_action(batch)
+    pairs = torch.stack([batch.observation, batch.action], -1)
+    same = (pairs[batch.mask][:, None] == pairs[batch.mask][None]).all(-1)
+    assert torch.equal(key[batch.mask][:, None] == key[batch.mask][None], same)
 
 
 def test_which_recipes_take_continuous_actions() -> None:

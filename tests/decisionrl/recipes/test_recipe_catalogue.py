@@ -157,3 +157,9 @@ def test_metadata(name: str, arguments: dict[str, Any]) -> None:
 def test_refusals(name: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny(name, **arguments)
+
+
+def test_the_page_on_control_has_every_recipe() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "control.md").read_text()
+    for name in NAMES:
+        assert f"| `{name}`" in page

@@ -1,0 +1,68 @@
+"""Exact robust dynamic programming in linear MDPs, for many instances and radii at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from decisionrl.envs.linear_mdp.model import LinearMDP
+from decisionrl.robust.ambiguity import Ambiguity
+from decisionrl.robust.reference import Reference
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Solution:
+    """Robust values of a policy.
+
+    Attributes:
+        q: Q_h(s, a) = r_h(s, a) + phi(s, a) . nu_h, [*, H, S, A].
+        values: V_h(s), [*, H + 1, S]; 0 at the end.
+        policy: pi_h(a | s), [*, H, S, A].
+        factor_values: nu_{h,i}, [*, H, d].
+        start: E V_0(s_0), [*].
+    """
+
+    q: Float[Tensor, "*batch H S A"]
+    values: Float[Tensor, "*batch stages S"]
+    policy: Float[Tensor, "*batch H S A"]
+    factor_values: Float[Tensor, "*batch H d"]
+    start: Float[Tensor, "*batch"]
+
+
+def optimal(mdp: LinearMDP, ambiguity: Ambiguity | None = None, *, reference: Reference | None = None) -> Solution:
+    """The optimal robust (regularized) policy and its values.
+
+    ambiguity: None is the nominal model. reference: None is no regularization.
+    """
+    raise NotImplementedError
+
+
+def evaluate(
+    mdp: LinearMDP,
+    policy: Float[Tensor, "*batch H S A"],
+    ambiguity: Ambiguity | None = None,
+    *,
+    reference: Reference | None = None,
+) -> Solution:
+    """The robust values of a given policy; the batches of mdp, policy, ambiguity and reference broadcast.
+
+    With targets of shape [Q] and policies of shape [B, 1, H, S, A], ``start`` is the table [B, Q].
+    """
+    raise NotImplementedError
+
+
+def regret(
+    mdp: LinearMDP,
+    policy: Float[Tensor, "*batch H S A"],
+    ambiguity: Ambiguity | None = None,
+    *,
+    reference: Reference | None = None,
+    best: Float[Tensor, "*batch"] | None = None,
+) -> Float[Tensor, "*batch"]:
+    """V*(s_0) - V^pi(s_0), both robust and both with the same regularization; best: V*(s_0), if known already."""
+    if best is None:
+        best = optimal(mdp, ambiguity, reference=reference).start
+    return best - evaluate(mdp, policy, ambiguity, reference=reference).start

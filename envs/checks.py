@@ -1,4 +1,4 @@
-"""What single environments return, checked before it goes into tensors: whoever wrote one hears which field is wrong."""
+"""What environments return, checked before it goes into tensors: whoever wrote one hears which field is wrong."""
 
 from __future__ import annotations
 

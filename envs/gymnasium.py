@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from decisionrl.envs.inventory.env import Feasibility, InventoryEnv
-from decisionrl.envs.inventory.spaces import OrderSpace, observation_space
 from decisionrl.envs.inventory.scenarios import Split
 from decisionrl.envs.inventory.setting import Setting
 from decisionrl.envs.inventory.simulator import Scenario
+from decisionrl.envs.inventory.spaces import OrderSpace, observation_space
 
 Array = NDArray[Any]
 Info = dict[str, Any]

@@ -153,6 +153,11 @@ def rows_of(observation: Observation, index: Sequence[int]) -> Observation:
     return {key: value[list(index)] for key, value in observation.items()}
 
 
+def joined_rows(parts: Sequence[Tensor]) -> Tensor:
+    """Rows under each other."""
+    return torch.cat(list(parts))
+
+
 def update_normalizer(policy: ActingPolicy, batch: Trajectories) -> None:
     """Let the policy's observation statistics take in a batch, if it has any."""
     update = getattr(policy, "update_normalizer", None)

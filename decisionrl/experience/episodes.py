@@ -14,7 +14,7 @@ from torch import Tensor
 
 from decisionrl.envs.copies import Copies
 from decisionrl.envs.world import World
-from decisionrl.experience.acting import ActingPolicy, EpisodeStatistics, rows_of, update_normalizer
+from decisionrl.experience.acting import ActingPolicy, EpisodeStatistics, joined_rows, rows_of, update_normalizer
 from decisionrl.experience.trajectories import Trajectories, each_key, joined
 from decisionrl.pipeline import PipelineStep, load_states, states, tell
 from decisionrl.policies.evaluation import Observation
@@ -185,7 +185,7 @@ class _Log:
             mask=mask,
             terminated=terminated,
             truncated=last & ~terminated,
-            final_observation=each_key(lambda rows: torch.cat(list(rows)), [seen for seen, _ in final]),
+            final_observation=each_key(joined_rows, [seen for seen, _ in final]),
             final_state=None if final[0][1] is None else torch.cat([state for _, state in final if state is not None]),
         )
 
@@ -247,7 +247,7 @@ class EpisodeSource:
                 raise RuntimeError("starts proposed no episode")
             batch = joined(rounds)
             assert batch.start_id is not None
-            batch = batch.replace(group=batch.start_id.unique(return_inverse=True)[1])
+            batch = batch.replace(group=torch.unique(batch.start_id, return_inverse=True)[1])
             if self._greedy:
                 batch = self._with_greedy(batch)
             if self._values is not None:
@@ -285,7 +285,7 @@ class EpisodeSource:
 
     def fresh_seeds(self, count: int) -> list[int]:
         """Seeds never used before."""
-        return torch.randint(2**31, (count,), generator=self._choice).tolist()  # type: ignore[no-any-return]
+        return torch.randint(2**31, (count,), generator=self._choice).tolist()
 
     def play(self, tasks: Sequence[Task], *, greedy: bool = False) -> Played:
         """Play episodes; their steps count for the batch."""
@@ -306,7 +306,7 @@ class EpisodeSource:
     def _with_greedy(self, batch: Trajectories) -> Trajectories:
         assert batch.start_id is not None
         assert batch.group is not None
-        each = self.play([Task(self.seed_of(start)) for start in batch.start_id.unique().tolist()], greedy=True)
+        each = self.play([Task(self.seed_of(start)) for start in torch.unique(batch.start_id).tolist()], greedy=True)
         return batch.replace(extras={**batch.extras, "greedy_return": each.outcome[batch.group]})
 
 

@@ -10,8 +10,15 @@ import torch
 from torch import Tensor
 
 from decisionrl.envs.world import World
-from decisionrl.experience.acting import ActingPolicy, EpisodeStatistics, Recorder, rows_of, update_normalizer
-from decisionrl.experience.trajectories import Trajectories
+from decisionrl.experience.acting import (
+    ActingPolicy,
+    EpisodeStatistics,
+    Recorder,
+    joined_rows,
+    rows_of,
+    update_normalizer,
+)
+from decisionrl.experience.trajectories import Trajectories, each_key
 from decisionrl.pipeline import PipelineStep, load_states, states, tell
 from decisionrl.policies.evaluation import Observation
 from decisionrl.seeding import generator
@@ -101,7 +108,7 @@ class RolloutSource:
         load_states(self.pipeline, state["pipeline"])
 
     def _seeds(self, count: int) -> list[int]:
-        return torch.randint(2**31, (count,), generator=self._starts).tolist()  # type: ignore[no-any-return]
+        return torch.randint(2**31, (count,), generator=self._starts).tolist()
 
     def _collected(self) -> Trajectories:
         world, policy = self.world, self.policy
@@ -154,8 +161,9 @@ class RolloutSource:
         if evaluation.value is None:
             return batch
         assert self._observation is not None
-        last = [(self._observation, self._state), *((seen, state) for _, _, seen, state in cuts)]
-        value = self.policy.value(_joined([seen for seen, _ in last]), _joined_states([state for _, state in last]))
+        observations = [self._observation, *(seen for _, _, seen, _ in cuts)]
+        states = [state for state in (self._state, *(state for *_, state in cuts)) if state is not None]
+        value = self.policy.value(each_key(joined_rows, observations), joined_rows(states) if states else None)
         assert value is not None
         copies = self.world.num_envs
         next_value = torch.cat([evaluation.value[:, 1:], value[:copies, None]], 1)
@@ -164,15 +172,3 @@ class RolloutSource:
             column = torch.tensor([t for t, lost, _, _ in cuts for _ in lost], device=value.device)
             next_value[row, column] = value[copies:]
         return batch.replace(next_value=next_value)
-
-
-def _joined(observations: Sequence[Observation]) -> Observation:
-    first = observations[0]
-    if isinstance(first, Tensor):
-        return torch.cat(observations)  # type: ignore[arg-type]
-    return {key: torch.cat([each[key] for each in observations]) for key in first}  # type: ignore[call-overload]
-
-
-def _joined_states(states: Sequence[Tensor | None]) -> Tensor | None:
-    present = [state for state in states if state is not None]
-    return torch.cat(present) if present else None

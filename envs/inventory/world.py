@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -14,10 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from decisionrl.envs.inventory.env import InventoryEnv
-from decisionrl.envs.inventory.spaces import OrderSpace, observation_space, units
 from decisionrl.envs.inventory.scenarios import Split, take
 from decisionrl.envs.inventory.setting import Setting
 from decisionrl.envs.inventory.simulator import Parameters, Scenario
+from decisionrl.envs.inventory.spaces import OrderSpace, observation_space, units
 from decisionrl.envs.world import Step
 
 
@@ -63,7 +64,8 @@ class InventoryWorld:
         self.env, self._one = built(num_envs), built(1)
         self.name, self.num_envs, self.device = self.env.name, num_envs, self.env.device
         orders = OrderSpace(self.env, max_order, normalize=True)
-        self.observation_space, self.action_space = observation_space(self.env), orders.space
+        self.observation_space: gymnasium.Space[Any] = observation_space(self.env)
+        self.action_space: gymnasium.Space[Any] = orders.space
         self._high = torch.as_tensor(orders.high, device=self.device, dtype=dtype)
         self._observation = torch.empty(0)
 

@@ -1,5 +1,7 @@
 """MinibatchLearner: what each minibatch holds, when it stops, and that it goes on where it was."""
 
+from itertools import chain
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -62,14 +64,14 @@ def test_every_step_is_used_once_in_each_epoch(rows, columns, size, epochs, seed
     sizes = [size] * (count // size) + ([count % size] if count % size else [])
     assert [len(numbers) for numbers in seen.numbers] == sizes * epochs
     for epoch in range(epochs):
-        numbers = sum(seen.numbers[epoch * len(sizes) : (epoch + 1) * len(sizes)], [])
+        numbers = list(chain(*seen.numbers[epoch * len(sizes) : (epoch + 1) * len(sizes)]))
         assert sorted(numbers) == one.reward[one.mask].tolist()
 
 
 def test_epochs_are_shuffled_differently():
     seen = Seen()
     learner(seen, epochs=3, size=5).update(batch(4, 5, masked=False))
-    assert len({tuple(sum(seen.numbers[4 * e : 4 * e + 4], [])) for e in range(3)}) == 3
+    assert len({tuple(chain(*seen.numbers[4 * e : 4 * e + 4])) for e in range(3)}) == 3
 
 
 def test_sequences_are_kept_whole():
@@ -77,7 +79,7 @@ def test_sequences_are_kept_whole():
     learner(seen, epochs=2, size=2, unit="sequence").update(one)
     assert [len(rows) for rows in seen.sequences] == [2, 2, 1] * 2
     for epoch in (0, 1):
-        rows = sum(seen.sequences[3 * epoch : 3 * epoch + 3], [])
+        rows = list(chain(*seen.sequences[3 * epoch : 3 * epoch + 3]))
         assert sorted(rows) == one.reward.tolist()
 
 
@@ -102,7 +104,9 @@ def test_a_large_divergence_ends_the_update():
     metrics = learner(seen, epochs=4, size=4, target_kl=0.01).update(batch(2, 4, masked=False)).metrics
     assert len(seen.numbers) == 3
     assert metrics["approx_kl"] == pytest.approx(0.01)
-    with pytest.raises(ValueError, match=r"target_kl needs a metric 'approx_kl'; the objective reports \['gradient_norm'"):
+    with pytest.raises(
+        ValueError, match=r"target_kl needs a metric 'approx_kl'; the objective reports \['gradient_norm'"
+    ):
         learner(Seen(), target_kl=0.01).update(batch(2, 4))
 
 
@@ -134,7 +138,9 @@ def test_arguments(keywords, message):
 
 
 def test_steps_of_a_policy_with_memory_are_not_cut_apart():
-    with pytest.raises(ValueError, match='unit = "step" forgets what a policy with memory remembers; valid: "sequence"'):
+    with pytest.raises(
+        ValueError, match='unit = "step" forgets what a policy with memory remembers; valid: "sequence"'
+    ):
         learner(Seen()).update(batch(2, 2).replace(state=torch.zeros(2, 1)))
 
 
@@ -151,7 +157,11 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(env, tmp_path):
         inner = GradientLearner(policy, reinforce, torch.optim.Adam(policy.parameters(), 0.05), clip_norm=1.0)
         source = RolloutSource(make_world(env, num_envs=3), policy, horizon=11, seed=2)
         return Trainer(
-            MinibatchLearner(inner, epochs=2, size=10, seed=3), source, callbacks=[Checkpoint(every=33)], out=out, resume=resume
+            MinibatchLearner(inner, epochs=2, size=10, seed=3),
+            source,
+            callbacks=[Checkpoint(every=33)],
+            out=out,
+            resume=resume,
         )
 
     whole = trainer(tmp_path / "whole")

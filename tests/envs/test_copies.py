@@ -69,7 +69,9 @@ def test_observations_of_every_kind(kind):
     world = copies(lambda: Sampled(space))
     for observation in (world.reset([3, 4]), world.step(torch.zeros(2, dtype=torch.long)).observation):
         pairs = (
-            [(observation[key], key) for key in space.spaces] if isinstance(space, spaces.Dict) else [(observation, None)]
+            [(observation[key], key) for key in space.spaces]
+            if isinstance(space, spaces.Dict)
+            else [(observation, None)]
         )
         for tensor, key in pairs:
             last = [env.last if key is None else env.last[key] for env in world.envs]
@@ -199,7 +201,11 @@ BREAKS = [
     ({3: replaced(0, np.float32([np.inf, 0]))}, None, r"observation is \[inf, 0.0\]"),
     ({3: replaced(0, 3)}, spaces.Discrete(3), "observation is 3; valid: from 0 to 2"),
     ({0: replaced(0, 1)}, spaces.Discrete(3, start=2), "observation is 1; valid: from 2 to 4"),
-    ({3: replaced(0, np.array([0, 2]))}, spaces.MultiDiscrete([2, 2]), r"observation is \[0, 2\]; valid: from \[0, 0\]"),
+    (
+        {3: replaced(0, np.array([0, 2]))},
+        spaces.MultiDiscrete([2, 2]),
+        r"observation is \[0, 2\]; valid: from \[0, 0\]",
+    ),
     ({3: replaced(0, {"a": NAN})}, DICT, r"observation\['a'\] is \[0.0, nan\]"),
     ({3: replaced(0, {"b": NAN})}, DICT, r"observation is a dict with the keys \['b'\]; valid: .* keys \['a'\]"),
     ({3: replaced(0, np.zeros(2))}, DICT, "observation is an array"),
@@ -259,16 +265,18 @@ def test_constructors_that_fail():
 
     with pytest.raises(EnvironmentFault, match="Test, copy 0: making it raised OSError: no display"):
         copies(make)
-    with pytest.raises(EnvironmentFault, match="Test, copy 0: it is a dict; valid: a gymnasium.Env"):
+    with pytest.raises(EnvironmentFault, match=r"Test, copy 0: it is a dict; valid: a gymnasium\.Env"):
         copies(dict)
 
 
 def test_copies_with_other_spaces():
     sizes = iter((2, 3))
-    with pytest.raises(EnvironmentFault, match=r"Test, copy 1: observation_space is Discrete\(3\); valid: Discrete\(2\)"):
+    with pytest.raises(
+        EnvironmentFault, match=r"Test, copy 1: observation_space is Discrete\(3\); valid: Discrete\(2\)"
+    ):
         copies(lambda: Sampled(spaces.Discrete(next(sizes))))
+    kinds = iter((spaces.Discrete(2), spaces.MultiBinary(2)))
     with pytest.raises(EnvironmentFault, match="copy 1: action_space is"):
-        kinds = iter((spaces.Discrete(2), spaces.MultiBinary(2)))
         copies(lambda: Sampled(spaces.Discrete(2), next(kinds)))
 
 

@@ -84,9 +84,9 @@ def test_names_of_nothing(env, message):
 
 
 def test_what_cannot_be_made():
-    with pytest.raises(EnvironmentFault, match="Counting, copy 0: making it raised TypeError: .*'speed'"):
+    with pytest.raises(EnvironmentFault, match=r"Counting, copy 0: making it raised TypeError: .*'speed'"):
         make_world(Counting, options={"speed": 1})
-    with pytest.raises(EnvironmentFault, match="CartPole-v1, copy 0: making it raised TypeError: .*'speed'"):
+    with pytest.raises(EnvironmentFault, match=r"CartPole-v1, copy 0: making it raised TypeError: .*'speed'"):
         make_world("CartPole-v1", options={"speed": 1})
     with pytest.raises(EnvironmentFault, match="Counting, copy 0: making it raised TypeError"):
         make_world(Counting, num_envs=2, workers=2, options={"speed": 1})

@@ -159,7 +159,7 @@ class Walks(Noisy):
 def walked(world, steps, generator):
     """What a world of Walks goes through, one entry a step: what it looks like before the next, and rewards."""
     seen = []
-    for t in range(steps):
+    for _ in range(steps):
         step = world.step(torch.rand(world.num_envs, 1, generator=generator))
         seeds = torch.randint(1000, (len(step.over),), generator=generator).tolist()
         following = world.restart(step.over, seeds) if step.over else step.observation
@@ -224,7 +224,10 @@ class Scripted(VectorEnv):
         ({"terminated": np.zeros(2)}, "step 1: terminated has dtype float64; valid: bool"),
         ({"truncated": [None, False]}, "step 1: truncated has dtype object; valid: bool"),
         ({"observation": np.zeros((2, 3), np.float32)}, r"reset: observation has shape \(2, 3\); valid: \(2, 2\)"),
-        ({"observation": np.full((2, 2), np.nan)}, r"reset: copy 0, observation is \[nan, nan\]; valid: finite numbers"),
+        (
+            {"observation": np.full((2, 2), np.nan)},
+            r"reset: copy 0, observation is \[nan, nan\]; valid: finite numbers",
+        ),
         ({"observation": np.zeros((2, 2), complex)}, "reset: observation has dtype complex128; valid: float32"),
         ({"info": ...}, r"step 1: step\(\) returned tuple; valid: a tuple of 5"),
     ],

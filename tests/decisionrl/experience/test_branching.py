@@ -4,8 +4,10 @@ import pytest
 import torch
 from counting_envs import Counting, Noisy
 from stub_policies import Drawn
+from test_episode_source import source
 
 from decisionrl.envs.make import make_world
+from decisionrl.experience.branching import SegmentValues
 from decisionrl.experience.episodes import Task, play
 
 PREFIX = torch.tensor([[0.5], [-0.25], [1.0]])
@@ -45,10 +47,7 @@ def test_a_deterministic_branch_retraces_the_episode():
 
 
 def test_segment_values_are_monte_carlo_means():
-    branching = pytest.importorskip("decisionrl.experience.branching", exc_type=ImportError)
-    from test_episode_source import source
-
-    values = branching.SegmentValues(interval=2, rollouts=400)
+    values = SegmentValues(interval=2, rollouts=400)
     one = source([0, 1, 2, 3], env=Noisy, policy=Drawn([[-0.5], [0.5]]), values=values, num_envs=8)
     batch = one.sample()
     cut, value = batch.extras["cut"], batch.extras["state_value"]
@@ -59,11 +58,10 @@ def test_segment_values_are_monte_carlo_means():
         exact = batch.reward[row, :t].sum() + (8 - t) * position
         spread = sum((8 - t - k) ** 2 for k in range(8 - t)) ** 0.5 * (1.25 / 400) ** 0.5
         assert abs(value[row, t] - exact) < 5 * spread
-    again = source([0], policy=Drawn([0]), values=branching.SegmentValues(interval=1, threshold=1.5, rollouts=2)).sample()
+    again = source([0], policy=Drawn([0]), values=SegmentValues(interval=1, threshold=1.5, rollouts=2)).sample()
     assert torch.equal(again.extras["state_value"][again.mask], again.reward.sum().expand(int(again.mask.sum())))
 
 
 def test_segment_values_refuse_nonsense():
-    branching = pytest.importorskip("decisionrl.experience.branching", exc_type=ImportError)
     with pytest.raises(ValueError, match="interval = 0, rollouts = 9; valid: whole numbers >= 1"):
-        branching.SegmentValues(interval=0)
+        SegmentValues(interval=0)

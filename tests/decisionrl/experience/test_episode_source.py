@@ -89,7 +89,9 @@ def test_any_number_of_copies_plays_the_same_episodes(num_envs, kind):
     if kind == "disabled":
         world = make_world(SyncVectorEnv([Counting] * num_envs, autoreset_mode=AutoresetMode.DISABLED))
     else:
-        world = make_world(Counting, num_envs=num_envs, workers=min(num_envs, 3) if kind == "workers" and num_envs <= 3 else 0)
+        world = make_world(
+            Counting, num_envs=num_envs, workers=min(num_envs, 3) if kind == "workers" and num_envs <= 3 else 0
+        )
     tasks = [Task(seed) for seed in (3, 0, 0, 2, 5, 1, 0)]
     played = play(world, Drawn([1]), tasks, generator=None)
     steps = [min(5, 3 + task.seed % 4) for task in tasks]

@@ -12,6 +12,7 @@ from decisionrl import checkpoint
 from decisionrl.envs.make import make_world
 from decisionrl.experience.rollouts import RolloutSource
 from decisionrl.experience.trajectories import joined
+from decisionrl.policies.recurrent import RecurrentActorCritic
 from decisionrl.seeding import generator
 
 SEEDS = (5, 6, 7, 2)
@@ -49,10 +50,7 @@ class Source(RolloutSource):
 def window(source, windows):
     """The next windows of a source as one."""
     batches = [source.sample() for _ in range(windows)]
-    return {
-        name: torch.cat([getattr(batch, name) for batch in batches], 1)
-        for name in FIELDS
-    }
+    return {name: torch.cat([getattr(batch, name) for batch in batches], 1) for name in FIELDS}
 
 
 FAST = ("copies", "disabled", "next step", "same step")
@@ -168,6 +166,26 @@ def test_recurrent_state_is_forgotten_where_episodes_begin(kind):
     assert any((batch.state > 0).any() for batch in batches[1:])
 
 
+def test_a_recurrent_network_sees_every_episode_from_its_start():
+    world = make_world(Counting, num_envs=3)
+    policy = RecurrentActorCritic(
+        world.observation_space, world.action_space, generator=torch.Generator().manual_seed(0)
+    ).double()
+    source = RolloutSource(world, policy, horizon=4)
+    batches = [source.sample() for _ in range(5)]
+    whole = batches[0].replace(
+        **{name: torch.cat([getattr(batch, name) for batch in batches], 1) for name in (*FIELDS, "start")}
+    )
+    starts = whole.start.nonzero().tolist()
+    assert len(starts) > 9
+    for row, first in starts:
+        last = first + int(whole.start[row, first + 1 :].long().argmax()) if whole.start[row, first + 1 :].any() else 19
+        one = whole.map(lambda tensor: tensor[row : row + 1, first : last + 1] if tensor.ndim > 1 else tensor)  # noqa: B023
+        alone = policy.evaluate(one.replace(state=policy.initial_state(1), start=None))
+        torch.testing.assert_close(alone.value, one.value)
+        torch.testing.assert_close(alone.log_prob, one.log_prob)
+
+
 def test_episode_statistics():
     source = Source(make_world(Counting, num_envs=4), Drawn([0]), horizon=4)
     returns, lengths, running = [], [], np.zeros((4, 2))
@@ -227,7 +245,9 @@ def test_worlds_that_cannot_be_saved_begin_anew_with_a_warning():
     first, second = source(), source()
     first.sample()
     state = first.state_dict()
-    with pytest.warns(RuntimeWarning, match="SyncVectorEnv: its state cannot be saved; the resumed run goes on with new"):
+    with pytest.warns(
+        RuntimeWarning, match="SyncVectorEnv: its state cannot be saved; the resumed run goes on with new"
+    ):
         second.load_state_dict(state)
     batch = second.sample()
     assert batch.observation[:, 0, 1].tolist() == [0] * 4
@@ -268,7 +288,7 @@ def test_the_pipeline_runs_in_order_and_is_saved():
 def test_the_normalizer_hears_of_a_window_after_the_update():
     heard = []
     policy = Drawn([0])
-    policy.normalizer = type("Normalizer", (), {"update": lambda self, *parts: heard.append(parts)})()
+    policy.update_normalizer = lambda *parts: heard.append(parts)
     source = RolloutSource(make_world(Counting), policy, horizon=3)
     batch = source.sample()
     assert not heard

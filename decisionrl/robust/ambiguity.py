@@ -53,7 +53,13 @@ class Ball:
         self, h: int, values: Float[Tensor, "*batch S"], factors: Float[Tensor, "*batch d S"]
     ) -> Float[Tensor, "*batch d"]:
         """nu_i = inf over the ball of E_mu V, for known factors of stage h."""
-        raise NotImplementedError
+        level = _at(self.radius, h, values)
+        rows = values.unsqueeze(-2)
+        if self.divergence == "kl":
+            return operators.kl_ball(rows, factors, level)
+        if self.divergence == "chi2":
+            return operators.chi2_ball(rows, factors, level)
+        return operators.tv_ball(rows, factors, level, minimum=_minimum(rows, factors, self.reach))
 
     def estimate(
         self,
@@ -66,9 +72,15 @@ class Ball:
     ) -> Float[Tensor, "*batch d"]:
         """nu_i from least squares: ``coefficients`` = Lambda^{-1} sum_tau phi_tau 1{s'_tau = s}.
 
-        cap: an upper bound of the values at stage h + 1. minimum: min_s V, 0 where there is a fail state.
+        cap: an upper bound of the values at stage h + 1, [*]. minimum: min_s V, [*]; 0 where there is a fail state.
         """
-        raise NotImplementedError
+        level = _at(self.radius, h, values)
+        rows, cap = values.unsqueeze(-2), _per_factor(cap)
+        if self.divergence == "kl":
+            return operators.estimated_kl_ball(rows, coefficients, level, cap=cap, unseen=self.unseen)
+        if self.divergence == "chi2":
+            return operators.estimated_chi2_ball(rows, coefficients, level, cap=cap)
+        return operators.estimated_tv_ball(rows, coefficients, level, cap=cap, minimum=_per_factor(minimum))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,7 +112,13 @@ class Penalty:
         self, h: int, values: Float[Tensor, "*batch S"], factors: Float[Tensor, "*batch d S"]
     ) -> Float[Tensor, "*batch d"]:
         """nu_i = inf over mu of E_mu V + lam_i D(mu || mu0_i), for known factors of stage h."""
-        raise NotImplementedError
+        level = _at(self.weight, h, values)
+        rows = values.unsqueeze(-2)
+        if self.divergence == "kl":
+            return operators.kl_penalty(rows, factors, level)
+        if self.divergence == "chi2":
+            return operators.chi2_penalty(rows, factors, level)
+        return operators.tv_penalty(rows, factors, level, minimum=_minimum(rows, factors, self.reach))
 
     def estimate(
         self,
@@ -112,7 +130,43 @@ class Penalty:
         minimum: float | Tensor = 0.0,
     ) -> Float[Tensor, "*batch d"]:
         """nu_i from least squares; arguments as in :meth:`Ball.estimate`."""
-        raise NotImplementedError
+        level = _at(self.weight, h, values)
+        rows, cap = values.unsqueeze(-2), _per_factor(cap)
+        if self.divergence == "kl":
+            return operators.estimated_kl_penalty(rows, coefficients, level, cap=cap, unseen=self.unseen)
+        if self.divergence == "chi2":
+            return operators.estimated_chi2_penalty(rows, coefficients, level, cap=cap)
+        return operators.estimated_tv_penalty(rows, coefficients, level, minimum=_per_factor(minimum))
 
 
 Ambiguity = Ball | Penalty
+
+
+def _check_choices(ambiguity: Ball | Penalty) -> None:
+    for field, choices in (("divergence", Divergence), ("reach", Reach), ("unseen", Unseen)):
+        if (value := getattr(ambiguity, field)) not in get_args(choices):
+            raise ValueError(f"{field} = {value!r}; valid: {', '.join(get_args(choices))}")
+
+
+def _check_range(field: str, level: Tensor, inside: Tensor, valid: str) -> None:
+    if not inside.all():
+        entry = tuple(int(i) for i in (~inside).nonzero()[0])
+        place = f"[{', '.join(map(str, entry))}]" if entry else ""
+        raise RadiusError(f"{field}{place} = {float(level[entry]):g}; valid: in {valid} (index: ..., stage, factor)")
+
+
+def _at(level: float | Tensor, h: int, values: Tensor) -> Tensor:
+    """The levels of stage h: [*, d], or one number."""
+    assert isinstance(level, Tensor)
+    if level.dim() > 1:
+        level = level[..., h if level.shape[-2] > 1 else 0, :]
+    return level.to(values.device)
+
+
+def _per_factor(bound: float | Tensor) -> float | Tensor:
+    """[*] -> [*, 1]."""
+    return bound.unsqueeze(-1) if isinstance(bound, Tensor) else bound
+
+
+def _minimum(rows: Tensor, factors: Tensor, reach: Reach) -> Tensor | None:
+    return torch.where(factors > 0, rows, torch.inf).amin(-1) if reach == "support" else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +38,8 @@ def optimal(mdp: LinearMDP, ambiguity: Ambiguity | None = None, *, reference: Re
 
     ambiguity: None is the nominal model. reference: None is no regularization.
     """
-    raise NotImplementedError
+    best = (reference or Reference()).best
+    return _backward(mdp, ambiguity, best)
 
 
 def evaluate(
@@ -51,7 +53,13 @@ def evaluate(
 
     With targets of shape [Q] and policies of shape [B, 1, H, S, A], ``start`` is the table [B, Q].
     """
-    raise NotImplementedError
+    regularized = (reference or Reference()).value
+
+    def follow(h: int, q: Tensor) -> tuple[Tensor, Tensor]:
+        probabilities = policy[..., h, :, :]
+        return probabilities, regularized(h, q, probabilities)
+
+    return _backward(mdp, ambiguity, follow)
 
 
 def regret(
@@ -66,3 +74,33 @@ def regret(
     if best is None:
         best = optimal(mdp, ambiguity, reference=reference).start
     return best - evaluate(mdp, policy, ambiguity, reference=reference).start
+
+
+def _backward(
+    mdp: LinearMDP, ambiguity: Ambiguity | None, decide: Callable[[int, Tensor], tuple[Tensor, Tensor]]
+) -> Solution:
+    """Backward over the stages; ``decide(h, Q_h)`` gives the policy and V_h."""
+    values = [torch.zeros(mdp.num_states, dtype=mdp.rewards.dtype, device=mdp.device)]
+    qs, policies, nus = [], [], []
+    for h in reversed(range(mdp.horizon)):
+        factors = mdp.factors[..., h, :, :]
+        following = values[-1]
+        nu = factors @ following.unsqueeze(-1)
+        nu = nu.squeeze(-1) if ambiguity is None else ambiguity.worst(h, following, factors)
+        q = mdp.rewards[..., h, :, :] + torch.einsum("...sad,...d->...sa", mdp.features[..., h, :, :, :], nu)
+        policy, value = decide(h, q)
+        for found, new in ((qs, q), (policies, policy), (nus, nu), (values, value)):
+            found.append(new)
+    values_ = _stacked(values, 1)
+    return Solution(
+        q=_stacked(qs, 2),
+        values=values_,
+        policy=_stacked(policies, 2),
+        factor_values=_stacked(nus, 1),
+        start=(mdp.initial * values_[..., 0, :]).sum(-1),
+    )
+
+
+def _stacked(backward: list[Tensor], dims: int) -> Tensor:
+    """Tensors [*, (dims)] of the stages in reverse -> [*, stages, (dims)], with their leading dimensions broadcast."""
+    return torch.stack(torch.broadcast_tensors(*reversed(backward)), -1 - dims)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+
+TOLERANCE = 1e-9
 
 
 class ReferencePolicyError(ValueError):
@@ -30,9 +33,29 @@ class Reference:
     eta: float | Float[Tensor, "*batch"] = torch.inf
     policy: Float[Tensor, "*batch H S A"] | None = None
 
+    def __post_init__(self) -> None:
+        eta = torch.as_tensor(self.eta, dtype=torch.float64)
+        if not (eta > 0).all():
+            raise ValueError(f"eta = {self.eta}; valid: a positive number, or inf for no regularization")
+        object.__setattr__(self, "eta", eta)
+        if self.policy is None:
+            return
+        bad = ~((self.policy > 0).all(-1) & ((self.policy.sum(-1) - 1).abs() <= TOLERANCE))
+        if bad.any():
+            entry = tuple(int(i) for i in bad.nonzero()[0])
+            place = f"[{', '.join(map(str, entry))}]" if entry else ""
+            raise ReferencePolicyError(
+                f"policy{place} = {self.policy[entry].tolist()}; valid: positive probabilities that sum to 1 "
+                "(index: ..., stage, state)"
+            )
+
     def log_policy(self, h: int, q: Float[Tensor, "*batch S A"]) -> Float[Tensor, "*batch S A"]:
         """log pi_ref at stage h, in the shape (up to broadcasting) and on the device of q."""
-        raise NotImplementedError
+        actions = q.shape[-1]
+        if self.policy is None:
+            return torch.full((actions,), -math.log(actions), dtype=q.dtype, device=q.device)
+        log_policy = self.policy.to(q.device).log()
+        return log_policy[..., h if log_policy.shape[-3] > 1 else 0, :, :] if log_policy.dim() > 2 else log_policy
 
     def best(
         self, h: int, q: Float[Tensor, "*batch S A"]
@@ -42,10 +65,26 @@ class Reference:
         pi is proportional to pi_ref exp(eta Q), V = (1 / eta) log sum_a pi_ref exp(eta Q); where eta = inf, the first
         of the best actions and its Q.
         """
-        raise NotImplementedError
+        finite, eta = self._eta(q)
+        greedy = nn.functional.one_hot(q.argmax(-1), q.shape[-1]).to(q.dtype)
+        logits = self.log_policy(h, q) + eta[..., None, None] * q
+        soft, value = logits.softmax(-1), logits.logsumexp(-1) / eta.unsqueeze(-1)
+        return (
+            torch.where(finite[..., None, None], soft, greedy),
+            torch.where(finite.unsqueeze(-1), value, q.amax(-1)),
+        )
 
     def value(
         self, h: int, q: Float[Tensor, "*batch S A"], policy: Float[Tensor, "*batch S A"]
     ) -> Float[Tensor, "*batch S"]:
         """<pi, Q> - (1 / eta) KL(pi || pi_ref)."""
-        raise NotImplementedError
+        finite, eta = self._eta(q)
+        divergence = torch.special.xlogy(policy, policy) - policy * self.log_policy(h, q)
+        price = torch.where(finite, 1 / eta, 0.0)
+        return (policy * q).sum(-1) - price.unsqueeze(-1) * divergence.sum(-1)
+
+    def _eta(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether eta is finite, and eta, 1 where it is not."""
+        assert isinstance(self.eta, Tensor)
+        eta = self.eta.to(q)
+        return eta.isfinite(), torch.where(eta.isfinite(), eta, 1.0)

@@ -1,0 +1,220 @@
+"""Planning backward over the stages with estimated factors, bonuses, and a rule that improves the policy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from decisionrl.robust.ambiguity import Ambiguity
+from decisionrl.robust.reference import Reference
+from decisionrl.robust.regression import Estimates, Problem
+
+BonusKind = Literal["full", "d1", "d2"]
+Order = Literal["evaluate_new", "evaluate_old"]
+Ties = Literal["first", "uniform"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Bonus:
+    """How uncertain Q_h(s, a) is; added by optimistic methods, subtracted by pessimistic ones.
+
+        full:  beta sqrt(phi^T Lambda^{-1} phi)                       (LSVI-UCB, PEVI)
+        d1:    beta sum_i phi_i sqrt((Lambda^{-1})_ii)                (arXiv 2402.15399, 2403.09621)
+        d2:    beta sqrt(sum_i phi_i^2 (Lambda^{-1})_ii)              (their code); d2 <= d1
+
+    beta: >= 0, one number or [runs].
+    """
+
+    kind: BonusKind = "d2"
+    beta: float | Float[Tensor, " runs"] = 1.0
+    pessimistic: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(BonusKind):
+            raise ValueError(f"bonus = {self.kind!r}; valid: {', '.join(get_args(BonusKind))}")
+        if not (torch.as_tensor(self.beta) >= 0).all():
+            raise ValueError(f"beta = {self.beta}; valid: a number >= 0")
+
+    def __call__(
+        self, rows: Float[Tensor, "*batch H SA d"], inverse: Float[Tensor, "runs H d d"]
+    ) -> Float[Tensor, "runs H SA"]:
+        """With its sign, for all stages at once."""
+        beta = self.beta.view(-1, 1, 1) if isinstance(self.beta, Tensor) and self.beta.dim() else self.beta
+        beta = -beta if self.pessimistic else beta
+        if self.kind == "full":
+            return beta * ((rows @ inverse) * rows).sum(-1).clamp(min=0).sqrt()
+        diagonal = inverse.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
+        if self.kind == "d1":
+            return beta * (rows @ diagonal.sqrt()).squeeze(-1)
+        return beta * (rows.square() @ diagonal).squeeze(-1).sqrt()
+
+
+class Improvement(Protocol):
+    """What becomes of the policy of a stage, and its value."""
+
+    def first(self, h: int, q: Float[Tensor, "runs S A"]) -> Float[Tensor, "runs S A"]:
+        """The log-probabilities before anything is learned, in the shape of q."""
+        ...
+
+    def __call__(
+        self, h: int, q: Float[Tensor, "runs S A"], previous: Float[Tensor, "runs S A"]
+    ) -> tuple[Float[Tensor, "runs S A"], Float[Tensor, "runs S"]]:
+        """The new log-probabilities and V_h, from Q_h and the log-probabilities so far."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Greedy:
+    """pi_h(s) = argmax_a Q_h(s, a), V_h = max_a Q_h.
+
+    ties: "uniform" draws among the best actions; "first" takes the one of lowest number, as the authors' code does.
+    Exploration needs the draw where many Q stand at their cap.
+    """
+
+    ties: Ties = "uniform"
+
+    def __post_init__(self) -> None:
+        if self.ties not in get_args(Ties):
+            raise ValueError(f"ties = {self.ties!r}; valid: {', '.join(get_args(Ties))}")
+
+    def first(self, h: int, q: Float[Tensor, "runs S A"]) -> Float[Tensor, "runs S A"]:
+        return torch.full_like(q, -math.log(q.shape[-1]))
+
+    def __call__(
+        self, h: int, q: Float[Tensor, "runs S A"], previous: Float[Tensor, "runs S A"]
+    ) -> tuple[Float[Tensor, "runs S A"], Float[Tensor, "runs S"]]:
+        value, index = q.max(-1, keepdim=True)
+        nowhere = torch.full_like(q, -torch.inf)
+        if self.ties == "first":
+            return nowhere.scatter(-1, (q == value).to(torch.uint8).argmax(-1, keepdim=True), 0.0), value.squeeze(-1)
+        return torch.where(q == value, 0.0, nowhere).log_softmax(-1), value.squeeze(-1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Proximal:
+    """Policy optimization towards a reference (DR-RPO, arXiv 2510.14246) and near the last policy.
+
+        pi_h = argmax_pi <Q_h, pi> - (1 / eta) KL(pi || pi_ref) - (1 / alpha) KL(pi || pi_old)
+             = softmax( ((1 / eta) log pi_ref + (1 / alpha) log pi_old + Q_h) / (1 / eta + 1 / alpha) )
+        V_h  = <pi, Q_h> - (1 / eta) KL(pi || pi_ref)
+
+    alpha = inf is soft value iteration, pi proportional to pi_ref exp(eta Q_h); eta = inf is mirror descent, pi
+    proportional to pi_old exp(alpha Q_h). The first policy is pi_ref.
+
+    Attributes:
+        reference: pi_ref and eta.
+        alpha: the step, > 0, one number or [runs].
+        order: V_h is that of the new policy, or of the old one ("evaluate_old", arXiv 1912.05830).
+
+    Raises:
+        ValueError: a step that is not positive, or neither eta nor alpha finite, which is :class:`Greedy`.
+    """
+
+    reference: Reference
+    alpha: float | Float[Tensor, " runs"] = torch.inf
+    order: Order = "evaluate_new"
+
+    def __post_init__(self) -> None:
+        alpha = torch.as_tensor(self.alpha, dtype=torch.float64)
+        if not (alpha > 0).all():
+            raise ValueError(f"alpha = {self.alpha}; valid: a positive number, or inf")
+        if (torch.as_tensor(self.reference.eta).isinf() & alpha.isinf()).any():
+            raise ValueError("eta and alpha are both infinite; valid: at least one of them finite (else use Greedy)")
+        if self.order not in get_args(Order):
+            raise ValueError(f"order = {self.order!r}; valid: {', '.join(get_args(Order))}")
+
+    def first(self, h: int, q: Float[Tensor, "runs S A"]) -> Float[Tensor, "runs S A"]:
+        return self.reference.log_policy(h, q).expand_as(q)
+
+    def __call__(
+        self, h: int, q: Float[Tensor, "runs S A"], previous: Float[Tensor, "runs S A"]
+    ) -> tuple[Float[Tensor, "runs S A"], Float[Tensor, "runs S"]]:
+        price, inertia = _inverse(self.reference.eta, q), _inverse(self.alpha, q)
+        log_reference = self.reference.log_policy(h, q)
+        logits = (price * log_reference + inertia * previous + q) / (price + inertia)
+        log_policy = logits.log_softmax(-1)
+        followed = log_policy if self.order == "evaluate_new" else previous
+        return log_policy, (followed.exp() * (q - price * (followed - log_reference))).sum(-1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plan:
+    """The outcome of planning.
+
+    Attributes:
+        q: [runs, H, S, A].
+        values: V_0, ..., V_H, [runs, H + 1, S].
+        log_policy: [runs, H, S, A].
+    """
+
+    q: Float[Tensor, "runs H S A"]
+    values: Float[Tensor, "runs stages S"]
+    log_policy: Float[Tensor, "runs H S A"]
+
+
+def plan(
+    problem: Problem,
+    estimates: Estimates,
+    *,
+    bonus: Bonus,
+    improvement: Improvement,
+    ambiguity: Ambiguity | None,
+    previous: Float[Tensor, "runs H S A"],
+) -> Plan:
+    """Backward over the stages, for all runs at once:
+
+        nu_h = C_h V_{h+1}, or its worst case over the ambiguity set; 0 at the last stage
+        Q_h  = clip(r_h + phi . nu_h +- bonus_h, 0, cap_h), 0 in the fail state
+        pi_h, V_h = improvement(Q_h)
+
+    ambiguity: None is the nominal model. previous: log-probabilities of the policy so far.
+    """
+    stages, states, actions, _ = problem.shape
+    base = problem.known_rewards.flatten(-2) + bonus(problem.rows, estimates.inverse)
+    caps = problem.caps_list
+    nu = torch.zeros_like(estimates.rewards[:, 0])
+    values = [nu.new_zeros(len(nu), states)]
+    qs, policies = [], []
+    for h in reversed(range(stages)):
+        if h < stages - 1:
+            nu = _next_value(problem, ambiguity, h, values[-1], estimates.transitions[:, h], caps[h + 1])
+        weight = nu + estimates.rewards[:, h] if problem.learn_rewards else nu
+        q = base[:, h] + (problem.rows[..., h, :, :] @ weight.unsqueeze(-1)).squeeze(-1)
+        q = q.clamp_(0, caps[h]).unflatten(-1, (states, actions))
+        if problem.fail_state is not None:
+            q[:, problem.fail_state] = 0
+        log_policy, value = improvement(h, q, previous[:, h])
+        qs.append(q)
+        policies.append(log_policy)
+        values.append(value.clamp(0, caps[h]))
+    return Plan(q=_stacked(qs), values=_stacked(values), log_policy=_stacked(policies))
+
+
+def _next_value(
+    problem: Problem,
+    ambiguity: Ambiguity | None,
+    h: int,
+    values: Float[Tensor, "runs S"],
+    coefficients: Float[Tensor, "runs d S"],
+    cap: float,
+) -> Float[Tensor, "runs d"]:
+    if ambiguity is None:
+        return (coefficients @ values.unsqueeze(-1)).squeeze(-1)
+    minimum = 0.0 if problem.fail_state is not None else values.amin(-1)
+    return ambiguity.estimate(h, values, coefficients, cap=cap, minimum=minimum)
+
+
+def _stacked(backward: list[Tensor]) -> Tensor:
+    return torch.stack(backward[::-1], 1)
+
+
+def _inverse(number: float | Tensor, q: Tensor) -> float | Tensor:
+    """1 / number, [runs, 1, 1] where it is one for each run; 0 where it is infinite."""
+    if not isinstance(number, Tensor):
+        return 1 / number
+    return (1 / number.to(q)).view(-1, 1, 1) if number.dim() else 1 / float(number)

@@ -32,6 +32,13 @@ RECIPES = {
     "xrpo": "decisionrl.recipes.xrpo",
     "gtpo": "decisionrl.recipes.gtpo",
     "ares": "decisionrl.recipes.ares",
+    "dr_rpo": "decisionrl.recipes.dr_rpo",
+    "dr_lsvi_ucb": "decisionrl.recipes.dr_lsvi_ucb",
+    "lsvi_ucb": "decisionrl.recipes.lsvi_ucb",
+    "pevi": "decisionrl.recipes.pevi",
+    "drpvi": "decisionrl.recipes.drpvi",
+    "va_drpvi": "decisionrl.recipes.va_drpvi",
+    "r2pvi": "decisionrl.recipes.r2pvi",
 }
 """Recipe name -> module that holds a function of that name and METADATA; imported when used."""
 

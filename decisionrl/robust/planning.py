@@ -47,11 +47,11 @@ class Bonus:
         beta = self.beta.view(-1, 1, 1) if isinstance(self.beta, Tensor) and self.beta.dim() else self.beta
         beta = -beta if self.pessimistic else beta
         if self.kind == "full":
-            return beta * ((rows @ inverse) * rows).sum(-1).clamp(min=0).sqrt()
-        diagonal = inverse.diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
+            return beta * _quadratic(rows, inverse).clamp(min=0).sqrt()
+        diagonal = inverse.diagonal(dim1=-2, dim2=-1)
         if self.kind == "d1":
-            return beta * (rows @ diagonal.sqrt()).squeeze(-1)
-        return beta * (rows.square() @ diagonal).squeeze(-1).sqrt()
+            return beta * _products(rows, diagonal.sqrt())
+        return beta * _products(rows.square(), diagonal).sqrt()
 
 
 class Improvement(Protocol):
@@ -88,11 +88,11 @@ class Greedy:
     def __call__(
         self, h: int, q: Float[Tensor, "runs S A"], previous: Float[Tensor, "runs S A"]
     ) -> tuple[Float[Tensor, "runs S A"], Float[Tensor, "runs S"]]:
-        value, index = q.max(-1, keepdim=True)
-        nowhere = torch.full_like(q, -torch.inf)
+        value = q.amax(-1, keepdim=True)
         if self.ties == "first":
-            return nowhere.scatter(-1, (q == value).to(torch.uint8).argmax(-1, keepdim=True), 0.0), value.squeeze(-1)
-        return torch.where(q == value, 0.0, nowhere).log_softmax(-1), value.squeeze(-1)
+            best = q.argmax(-1, keepdim=True)
+            return torch.full_like(q, -torch.inf).scatter_(-1, best, 0.0), value.squeeze(-1)
+        return torch.where(q == value, 0.0, -torch.inf).log_softmax(-1), value.squeeze(-1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -184,7 +184,7 @@ def plan(
         if h < stages - 1:
             nu = _next_value(problem, ambiguity, h, values[-1], estimates.transitions[:, h], caps[h + 1])
         weight = nu + estimates.rewards[:, h] if problem.learn_rewards else nu
-        q = base[:, h] + (problem.rows[..., h, :, :] @ weight.unsqueeze(-1)).squeeze(-1)
+        q = base[:, h] + problem.predict(h, weight)
         q = q.clamp_(0, caps[h]).unflatten(-1, (states, actions))
         if problem.fail_state is not None:
             q[:, problem.fail_state] = 0
@@ -207,6 +207,26 @@ def _next_value(
         return (coefficients @ values.unsqueeze(-1)).squeeze(-1)
     minimum = 0.0 if problem.fail_state is not None else values.amin(-1)
     return ambiguity.estimate(h, values, coefficients, cap=cap, minimum=minimum)
+
+
+def _products(
+    rows: Float[Tensor, "*batch H SA d"], weights: Float[Tensor, "runs H d"]
+) -> Float[Tensor, "runs H SA"]:
+    """rows . w; features that all runs share make one product for each stage."""
+    if rows.dim() == 3:
+        return (weights.transpose(0, 1) @ rows.mT).transpose(0, 1)
+    return (rows @ weights.unsqueeze(-1)).squeeze(-1)
+
+
+def _quadratic(
+    rows: Float[Tensor, "*batch H SA d"], matrices: Float[Tensor, "runs H d d"]
+) -> Float[Tensor, "runs H SA"]:
+    """phi^T M phi of every row."""
+    if rows.dim() > 3:
+        return ((rows @ matrices) * rows).sum(-1)
+    runs, stages, d, _ = matrices.shape
+    product = rows @ matrices.permute(1, 2, 0, 3).reshape(stages, d, runs * d)
+    return (product.unflatten(-1, (runs, d)) @ rows.unsqueeze(-1)).squeeze(-1).permute(2, 0, 1)
 
 
 def _stacked(backward: list[Tensor]) -> Tensor:

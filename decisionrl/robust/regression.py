@@ -80,6 +80,11 @@ class Problem:
             return self.rewards
         return torch.where((self.features == 0).all(-1), self.rewards, 0.0)
 
+    def predict(self, h: int, weights: Float[Tensor, "runs d"]) -> Float[Tensor, "runs SA"]:
+        """phi_h(s, a) . w for every s A + a."""
+        rows = self.rows[..., h, :, :]
+        return weights @ rows.mT if rows.dim() == 2 else (rows @ weights.unsqueeze(-1)).squeeze(-1)
+
     def features_of(self, pairs: Int[Tensor, "runs H"]) -> Float[Tensor, "runs H d"]:
         """phi_h of the pairs s A + a taken at every stage."""
         stages = torch.arange(pairs.shape[1], device=pairs.device)

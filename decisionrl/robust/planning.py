@@ -92,7 +92,7 @@ class Greedy:
         if self.ties == "first":
             best = q.argmax(-1, keepdim=True)
             return torch.full_like(q, -torch.inf).scatter_(-1, best, 0.0), value.squeeze(-1)
-        return torch.where(q == value, 0.0, -torch.inf).log_softmax(-1), value.squeeze(-1)
+        return torch.full_like(q, -torch.inf).masked_fill_(q == value, 0.0).log_softmax(-1), value.squeeze(-1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -3,11 +3,12 @@
 Case names are environment/recipe: ``cartpole/ppo``. ``sb3_ppo`` is Stable-Baselines3's PPO with the hyperparameters of
 our own, trained in the same way on one thread and evaluated by the same code on the same episodes. The rows:
 
-- ``mean_return``: of the trained policy's deterministic actions, over episodes that no training saw; worked out exactly,
-  against the exact optimum, where the environment is a table. On ``bandit`` ``value`` instead, of the policy as it
-  samples; on ``inventory_...`` ``cost``, measured as the inventory suite does.
-- ``return_of_training``: mean of the last 100 training episodes. ``steps_to_threshold``: the first step at which it was as
-  large as the return from which the environment counts as solved; ``threshold_reached``: whether it ever was, 1 or 0.
+- ``mean_return``: of the trained policy's deterministic actions, over episodes that no training saw. Where the
+  environment is a table it is worked out exactly, and compared with the exact optimum. On ``bandit`` it is ``value``
+  instead, of the policy as it samples; on ``inventory_...`` it is ``cost``, measured as the inventory suite does.
+- ``return_of_training``: mean of the last 100 training episodes. ``steps_to_threshold``: the first step at which that
+  was as large as the return from which the environment counts as solved. ``threshold_reached``: 1 if it ever was,
+  else 0.
 - ``wall_seconds``, ``cpu_seconds``, ``steps_per_second`` of the training alone.
 - ``gradient_cosine`` on ``bandit``: between the mean of many gradient estimates and the exact gradient.
 """
@@ -35,6 +36,7 @@ from decisionrl.experience.trajectories import Trajectories
 from decisionrl.experiment import Experiment
 from decisionrl.minibatches import MinibatchLearner
 from decisionrl.recipes import RECIPES, recipe
+from decisionrl.recipes.presets import preset
 
 EVALUATION_SEED = 20_260_201
 EPISODES = 20
@@ -72,9 +74,9 @@ class ControlCase:
     def _trained(self, experiment: Experiment, context: CaseContext) -> tuple[nn.Module, Record]:
         if self.recipe == PEER:
             model = peer(experiment.config, device=context.device)
-            record = train_peer(model, self.steps, context)
+            record = train_peer(model, self.steps, context.progress)
             return peer_policy(model), record
-        return experiment.policy, train(experiment, self.steps, context)
+        return experiment.policy, train(experiment, self.steps, context.progress)
 
     def _measured(self, policy: nn.Module, experiment: Experiment) -> tuple[Measurement, float | None]:
         """The main row, and the optimum where it is known."""
@@ -125,7 +127,7 @@ class BanditCase:
                 cosine = gradient_cosine(self._experiment(context), bandit, batches=self.gradient_batches)
                 rows = [Measurement("gradient_cosine", cosine, 1.0, "exact", better="higher")]
             experiment = self._experiment(context)
-            record = train(experiment, self.steps, context, points=BANDIT_POINTS, measure=value)
+            record = train(experiment, self.steps, context.progress, points=BANDIT_POINTS, measure=value)
             greedy = float(bandit.value(_greedy(experiment.policy, *bandit.success.shape)))
         rows = [
             Measurement("value", record.last, optimum, "exact", better="higher"),
@@ -194,7 +196,7 @@ def _greedy(policy: nn.Module, states: int, actions: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """Where recipes are compared: arguments for all of them, and how long they train."""
+    """Where recipes are compared, for how long they train, and arguments for those that have no preset there."""
 
     env: str
     steps: int
@@ -203,9 +205,11 @@ class Environment:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-CONTROL_RECIPES = tuple(name for name in RECIPES if name != "hdpo")
-FEW = ("ppo", "reinforce", "grpo")
-"""The recipes of the quick profile, and of environments where a run takes minutes."""
+OTHERS = tuple(name for name in RECIPES if name not in ("ppo", "hdpo"))
+"""Every recipe for control but PPO, which stands beside its peer."""
+
+REST = ("reinforce", "grpo")
+"""Those of the quick profile, and of environments where a run takes minutes."""
 
 UNBIASED: Mapping[str, Mapping[str, Any]] = {
     "reinforce": {"baseline": False, "normalize_advantage": False},
@@ -214,11 +218,14 @@ UNBIASED: Mapping[str, Mapping[str, Any]] = {
 }
 """Recipes whose gradient estimate has the exact gradient as its mean, and the arguments with which it does."""
 
+FASTER = {"learning_rate": 3e-3}
+"""Small networks and short trainings: ten times the default."""
+
 ENVIRONMENTS: Mapping[str, Environment] = {
-    "frozen_lake": Environment(env="FrozenLake-v1", steps=60_000, exact=True, arguments={"learning_rate": 1e-3}),
-    "cartpole": Environment(env="CartPole-v1", steps=100_000, threshold=475.0),
-    "acrobot": Environment(env="Acrobot-v1", steps=200_000, threshold=-100.0),
-    "pendulum": Environment(env="Pendulum-v1", steps=300_000, threshold=-250.0),
+    "frozen_lake": Environment(env="FrozenLake-v1", steps=100_000, exact=True, arguments=FASTER),
+    "cartpole": Environment(env="CartPole-v1", steps=100_000, threshold=475.0, arguments=FASTER),
+    "acrobot": Environment(env="Acrobot-v1", steps=200_000, threshold=-100.0, arguments=FASTER),
+    "pendulum": Environment(env="Pendulum-v1", steps=300_000, threshold=-250.0, arguments=FASTER),
     "hopper": Environment(env="Hopper-v5", steps=300_000),
     "half_cheetah": Environment(env="HalfCheetah-v5", steps=300_000),
 }
@@ -232,29 +239,28 @@ ARGUMENTS: Mapping[tuple[str, str], Mapping[str, Any]] = {
 of its presets: PPO on CartPole, Acrobot, Pendulum and in MuJoCo those that Stable-Baselines3 has or collected."""
 
 BANDIT_STEPS = 20_000
-BANDIT_ARGUMENTS = {"learning_rate": 3e-3}
 GRADIENT_BATCHES = 2_000
 
-QUICK_STEPS = {"frozen_lake": 40_000, "cartpole": 100_000, "pendulum": 60_000}
+QUICK_STEPS = {"pendulum": 100_000}
 QUICK = {
-    "bandit": (*FEW, "rloo", "remax"),
-    "frozen_lake": FEW,
-    "cartpole": (*FEW, PEER),
+    "cartpole": ("ppo", PEER, *REST),
     "pendulum": ("ppo", PEER),
+    "frozen_lake": ("ppo", *REST),
+    "bandit": ("ppo", *REST, "rloo", "remax"),
 }
 FULL = {
-    "bandit": CONTROL_RECIPES,
-    "frozen_lake": CONTROL_RECIPES,
-    "cartpole": (*CONTROL_RECIPES, PEER),
-    "acrobot": (*FEW, PEER),
-    "pendulum": (*FEW, PEER),
+    "cartpole": ("ppo", PEER, *OTHERS),
+    "acrobot": ("ppo", PEER, *REST),
+    "pendulum": ("ppo", PEER, *REST),
     "hopper": ("ppo", PEER),
     "half_cheetah": ("ppo", PEER),
+    "frozen_lake": ("ppo", *OTHERS),
+    "bandit": ("ppo", *OTHERS),
 }
 """Environment -> recipes, in the order of the report."""
 
 INVENTORY_SETTINGS = ("one_store_lost", "one_store_backlogged", "serial_system")
-INVENTORY_PERIODS = 4_000_000
+INVENTORY_PERIODS = 2_000_000
 """Simulated periods that every recipe learns from."""
 
 INVENTORY_RECIPES: Mapping[str, Mapping[str, Any]] = {
@@ -297,7 +303,7 @@ def cases(profile: str, data: Path | None) -> list[Case]:
                 chosen.append(Case(environment, name, _bandit_case(name), cost=BANDIT_STEPS))
                 continue
             about = ENVIRONMENTS[environment]
-            steps = QUICK_STEPS[environment] if quick else about.steps
+            steps = QUICK_STEPS.get(environment, about.steps) if quick else about.steps
             cost = steps * (3.0 if name == PEER else 1.0)
             chosen.append(Case(environment, name, _control_case(environment, about, name, steps), cost=cost))
     if not quick:
@@ -309,11 +315,12 @@ def cases(profile: str, data: Path | None) -> list[Case]:
 
 
 def _control_case(environment: str, about: Environment, name: str, steps: int) -> ControlCase:
+    tuned = name == PEER or preset(name, about.env)
     return ControlCase(
         recipe=name,
         env=about.env,
         steps=steps,
-        arguments={**about.arguments, **ARGUMENTS.get((environment, name), {})},
+        arguments={**({} if tuned else about.arguments), **ARGUMENTS.get((environment, name), {})},
         threshold=about.threshold,
         exact=about.exact,
     )
@@ -321,7 +328,7 @@ def _control_case(environment: str, about: Environment, name: str, steps: int) -
 
 def _bandit_case(name: str) -> BanditCase:
     own = ARGUMENTS.get(("bandit", name), {})
-    arguments = {**BANDIT_ARGUMENTS, **UNBIASED.get(name, {}), **_success(name), **own}
+    arguments = {**FASTER, **UNBIASED.get(name, {}), **_success(name), **own}
     return BanditCase(
         recipe=name,
         steps=BANDIT_STEPS,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from decisionrl.benchmarks.control_training import RECENT, TRAINING_SHARE, Record
-from decisionrl.benchmarks.suite import CaseContext
+from decisionrl.benchmarks.executors import Progress
 from decisionrl.envs.make import env_maker
 from decisionrl.policies.evaluation import Observation
 from decisionrl.policies.stable_baselines3 import StableBaselines3Policy, from_stable_baselines3
@@ -85,13 +85,13 @@ def peer(config: Mapping[str, Any], *, device: str = "cpu") -> PPO:
     )
 
 
-def train_peer(model: PPO, steps: int, context: CaseContext) -> Record:
+def train_peer(model: PPO, steps: int, progress: Progress) -> Record:
     """Train for so many environment steps."""
     from stable_baselines3.common.callbacks import BaseCallback
 
     record = Record()
 
-    class Watch(BaseCallback):
+    class Watch(BaseCallback):  # type: ignore[misc]  # its package has no types here
         def _on_training_start(self) -> None:
             record.clock.start()
 
@@ -111,7 +111,7 @@ def train_peer(model: PPO, steps: int, context: CaseContext) -> Record:
             episodes = self.model.ep_info_buffer
             if episodes:
                 record.add(record.steps, sum(episode["r"] for episode in episodes) / len(episodes))
-            context.progress(TRAINING_SHARE * min(1.0, record.steps / steps), f"step {record.steps}")
+            progress(TRAINING_SHARE * min(1.0, record.steps / steps), f"step {record.steps}")
             record.clock.start()
 
     model.learn(steps, callback=Watch())
@@ -124,6 +124,7 @@ def peer_policy(model: PPO) -> StableBaselines3Policy | Normalized:
     if normalizer is None or not normalizer.norm_obs:
         return policy
     statistics = normalizer.obs_rms
+    assert not isinstance(statistics, dict)
     return Normalized(
         policy,
         mean=torch.as_tensor(statistics.mean, dtype=torch.float32),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from decisionrl.benchmarks.suite import CaseContext, Measurement
+from decisionrl.benchmarks.executors import Measurement, Progress
 from decisionrl.callbacks import Callback
 from decisionrl.evaluation.series import Curve
 from decisionrl.experiment import Experiment
@@ -24,7 +24,7 @@ RECENT = 100
 
 CURVE_POINTS = 120
 
-RETURN_LABEL = f"mean return, last {RECENT} training episodes"
+RETURN_LABEL = "return of training"
 STEPS_LABEL = "environment steps"
 WALL_TIME = "wall_time"
 
@@ -93,7 +93,7 @@ class Record:
 def train(
     experiment: Experiment,
     steps: int,
-    context: CaseContext,
+    progress: Progress,
     *,
     scale: int = 1,
     points: int | None = None,
@@ -105,7 +105,7 @@ def train(
     return of the last 100 training episodes, after every update. scale: environment steps in one of the Trainer's.
     """
     record = Record()
-    Trainer(experiment, callbacks=[_Watch(record, context, steps, scale, points, measure)]).fit(steps)
+    Trainer(experiment, callbacks=[_Watch(record, progress, steps, scale, points, measure)]).fit(steps)
     return record
 
 
@@ -116,13 +116,13 @@ class _Watch(Callback):
     def __init__(
         self,
         record: Record,
-        context: CaseContext,
+        progress: Progress,
         steps: int,
         scale: int,
         points: int | None,
         measure: Callable[[nn.Module], float] | None,
     ) -> None:
-        self._record, self._context, self._steps, self._scale, self._measure = record, context, steps, scale, measure
+        self._record, self._progress, self._steps, self._scale, self._measure = record, progress, steps, scale, measure
         self._every = 1 if points is None else max(1, steps // points)
 
     def on_start(self, trainer: Trainer) -> None:
@@ -140,7 +140,7 @@ class _Watch(Callback):
         elif done or trainer.due(self._every):
             with torch.no_grad():
                 record.add(record.steps, self._measure(trainer.policy))
-        self._context.progress(TRAINING_SHARE * min(1.0, trainer.step / self._steps), f"step {record.steps}")
+        self._progress(TRAINING_SHARE * min(1.0, trainer.step / self._steps), f"step {record.steps}")
         record.clock.start()
 
     def on_end(self, trainer: Trainer) -> None:

@@ -89,7 +89,7 @@ class InventoryCase:
 
         with one_thread():
             experiment, steps, scale = self._experiment(context)
-            record = train(experiment, steps, context, scale=scale, points=CURVE_POINTS, measure=cost)
+            record = train(experiment, steps, context.progress, scale=scale, points=CURVE_POINTS, measure=cost)
             policy = acting(experiment.policy)
             measured = measure(
                 policy,

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from decisionrl.benchmarks.control_page import control_sections, number
 from decisionrl.evaluation.results import Row, read_results
 
 
@@ -28,8 +29,6 @@ class Target:
     metric: str = "cost"
     cells: bool = True
 
-
-HUB = "transshipment_backlogged"
 
 TARGETS = [
     Target("one_store_backlogged/base_stock, to the exact optimum", "base_stock", 0.2, 0.05, "one_store_backlogged"),
@@ -55,16 +54,16 @@ TARGETS = [
 
 
 def page(results: Path) -> str:
-    """The page as markdown, from RESULTS/inventory-quick, RESULTS/inventory-full and RESULTS/speed-*."""
+    """The page as markdown, from RESULTS/inventory-*, RESULTS/control-* and RESULTS/speed-*."""
     quick, full = (_rows(results / f"inventory-{profile}") for profile in ("quick", "full"))
     parts = [
         "# Results",
         "Every number comes from a `results.json` under `benchmarks/results/`, written by `decisionrl bench inventory` "
-        "or a script of `benchmarks/speed/`; this page is made from them by `python -m "
+        "or `control`, or a script of `benchmarks/speed/`; this page is made from them by `python -m "
         "decisionrl.benchmarks.results_page`. Gaps are relative to the reference, positive is worse, with 95 % "
         "intervals; a control of known cost is paired on the same demand where there is one.",
         _provenance(results),
-        "## Targets",
+        "## Inventory: targets",
         _targets(quick, full),
         "## Lost sales, all cells (full)",
         _lost_cells(full),
@@ -82,6 +81,8 @@ def page(results: Path) -> str:
         _series(full or quick),
         "## The paper's protocol beside ours",
         _protocols(quick, full),
+        *control_sections(_rows(results / "control-full"), "full"),
+        *control_sections(_rows(results / "control-quick"), "quick"),
         *_speed(results),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -243,10 +244,10 @@ def _speed(results: Path) -> list[str]:
     for directory in directories:
         lines = ["| case | method | metric | value | target or reference |", "|---|---|---|---|---|"]
         for row in read_results(directory):
-            value = "–" if row.value is None else f"{row.value:.4g}"
+            value = number(row.value)
             if row.low is not None and row.high is not None:
-                value += f" ({row.low:.4g} to {row.high:.4g})"
-            reference = "–" if row.reference is None else f"{row.reference:.4g} ({row.reference_kind})"
+                value += f" ({number(row.low)} to {number(row.high)})"
+            reference = "–" if row.reference is None else f"{number(row.reference)} ({row.reference_kind})"
             lines.append(f"| {row.case} | {row.method} | {row.metric} | {value} | {reference} |")
         parts += [f"## Speed: {directory.name}", _about_speed(directory), "\n".join(lines)]
     return parts
@@ -256,12 +257,19 @@ def _about_speed(directory: Path) -> str:
     rows = read_results(directory)
     devices = ", ".join(sorted({row.device or "?" for row in rows}))
     versions = ", ".join(sorted({row.version or "?" for row in rows}))
-    return (
-        f"On {devices}, version {versions}. A speedup is the plain eager loop's processor time over the library's, "
-        "the median of interleaved rounds with the smallest and largest; methods without a suffix count what feeds a "
-        "step on both sides (the plain loop's per-sample Dataset and DataLoader), `-without-loader` has batches at "
-        "hand on both. `compile_seconds` are not in any other row."
-    )
+    return f"On {devices}, version {versions}. {SPEED_NOTES[rows[0].suite]}"
+
+
+SPEED_NOTES = {
+    "speed-inventory": "A speedup is the plain eager loop's processor time over the library's, the median of "
+    "interleaved rounds with the smallest and largest; methods without a suffix count what feeds a step on both sides "
+    "(the plain loop's per-sample Dataset and DataLoader), `-without-loader` has batches at hand on both. "
+    "`compile_seconds` are not in any other row.",
+    "speed-control": "PPO and Stable-Baselines3's PPO with the same hyperparameters on one thread, whole trainings in "
+    "turns: medians of the rounds with the smallest and largest. A ratio is our seconds over theirs. `seconds_...` say "
+    "where the processor time of one more training goes.",
+}
+"""What a speed suite's rows mean."""
 
 
 def main(arguments: Sequence[str], write: Callable[[Path], object] = print) -> None:

@@ -32,7 +32,10 @@ class TabularModel:
     def of(cls, env_id: str) -> TabularModel:
         """The model of a registered environment with a table ``P`` and a limit of steps."""
         env = gymnasium.make(env_id)
-        table, horizon = env.unwrapped.P, env.spec.max_episode_steps  # type: ignore[attr-defined, union-attr]
+        table = env.unwrapped.P  # type: ignore[attr-defined]
+        horizon = None if env.spec is None else env.spec.max_episode_steps
+        if horizon is None:
+            raise ValueError(f"{env_id} has no limit of steps; valid: an environment with max_episode_steps")
         states, actions = len(table), len(table[0])
         transition, reward = np.zeros((states, actions, states)), np.zeros((states, actions))
         for state, choices in table.items():

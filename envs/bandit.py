@@ -1,4 +1,4 @@
-"""A bandit with prompts: the smallest world of language-model reinforcement learning, with every answer known exactly."""
+"""A bandit with prompts: the smallest world of language-model learning, with every answer known exactly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 Info = dict[str, Any]
 
 
-class PromptBandit(gymnasium.Env[int, int]):
+class PromptBandit(gymnasium.Env[Any, Any]):
     """One step an episode: a prompt is drawn, one action answers it, and the reward is 1 for a success, else 0.
 
     Prompt m is drawn with probability 1 / M, and action k then succeeds with the fixed probability ``success[m, k]``. A
@@ -38,8 +38,8 @@ class PromptBandit(gymnasium.Env[int, int]):
         for name, count in (("prompts", prompts), ("actions", actions)):
             if count < 1:
                 raise ValueError(f"{name} = {count}; valid: a whole number >= 1")
-        self.observation_space = spaces.Discrete(prompts)
-        self.action_space = spaces.Discrete(actions)
+        self.observation_space: gymnasium.Space[Any] = spaces.Discrete(prompts)
+        self.action_space: gymnasium.Space[Any] = spaces.Discrete(actions)
         generator = torch.Generator().manual_seed(table_seed)
         self.success = torch.rand(prompts, actions, dtype=torch.float64, generator=generator)
         self._prompt: int | None = None

@@ -38,6 +38,7 @@ def make_world(
     num_envs: int = 1,
     workers: int = 0,
     options: Mapping[str, Any] | None = None,
+    max_steps: int | None = None,
     device: torch.device | str = "cpu",
 ) -> World:
     """A World of ``num_envs`` copies.
@@ -48,28 +49,35 @@ def make_world(
         workers: 0 steps the copies in this process; a positive number steps each copy in a process of its own, which
             pays where one step takes longer than about 0.1 ms. Only 0 and ``num_envs`` are valid.
         options: keyword arguments of the environment.
+        max_steps: truncate episodes of as many steps; for an inventory setting, their number of periods.
         device: where observations and rewards go.
 
     Raises:
         EnvironmentNameError: there is no environment of that name.
         EnvironmentFault: it cannot be made, or breaks the interface.
         UnsupportedSpaceError: its spaces do not fit into tensors.
-        ValueError: num_envs, workers or options are not valid; SettingError for an inventory setting that is not.
+        ValueError: num_envs, workers, options or max_steps are not valid.
+        SettingError: an inventory setting is not.
     """
     if num_envs < 1:
         raise ValueError(f"num_envs = {num_envs}; valid: a whole number >= 1")
+    if max_steps is not None and max_steps < 1:
+        raise ValueError(f"max_steps = {max_steps}; valid: a whole number >= 1, or None")
     if isinstance(env, VectorEnv):
-        if options or workers:
-            given = f"options = {dict(options or {})}, workers = {workers}"
-            raise ValueError(f"{given}; valid with a VectorEnv, which is made already: neither")
+        if options or workers or max_steps:
+            given = f"options = {dict(options or {})}, workers = {workers}, max_steps = {max_steps}"
+            raise ValueError(f"{given}; valid with a VectorEnv, which is made already: none of them")
         return VectorWorld(env, name=env_name(env), device=device)
     if workers not in (0, num_envs):
         raise ValueError(f"workers = {workers}; valid: 0 (this process) or num_envs = {num_envs}")
     if (setting := _setting(env)) is not None:
         if workers:
             raise ValueError(f"workers = {workers}; valid: 0, as inventory worlds step all copies at once")
-        return InventoryWorld(setting, num_envs=num_envs, device=device, **(options or {}))
+        periods = {} if max_steps is None else {"periods": max_steps}
+        return InventoryWorld(setting, num_envs=num_envs, device=device, **{**(options or {}), **periods})
     make, name = env_maker(env, options or {}), env_name(env)
+    if max_steps is not None:
+        make = partial(_limited, make, max_steps)
     if workers == 0:
         return Copies(make, num_envs, name=name, device=device)
     return VectorWorld(_in_workers(make, num_envs, name), name=name, device=device)
@@ -93,6 +101,10 @@ def env_maker(env: EnvLike, options: Mapping[str, Any]) -> Callable[[], gymnasiu
     else:
         _check_id(env)
     return partial(gymnasium.make, env, disable_env_checker=True, **options)
+
+
+def _limited(make: Callable[[], gymnasium.Env[Any, Any]], max_steps: int) -> gymnasium.Env[Any, Any]:
+    return gymnasium.wrappers.TimeLimit(make(), max_steps)
 
 
 def env_name(env: EnvLike) -> str:

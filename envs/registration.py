@@ -10,22 +10,37 @@ import gymnasium
 
 NAMESPACE = "decisionrl"
 
+LINEAR_MDPS = {
+    "five_state": "five_state",
+    "american_put": "american_put",
+    "robust_frozen_lake": "frozen_lake",
+    "random_tabular": "random_tabular",
+    "random_linear": "random_linear",
+}
+"""Ids, in the same spelling as settings, and the instances of ``envs/linear_mdp`` that they stand for."""
+
 
 def register_envs() -> None:
-    """Register every shipped inventory setting that needs no files of the user, once.
+    """Register every shipped inventory setting that needs no files of the user, and every linear MDP, once.
 
     ``one_store_lost`` becomes ``decisionrl/OneStoreLost-v0``. Importing ``decisionrl.envs`` calls this;
     ``gymnasium.make("decisionrl.envs:decisionrl/OneStoreLost-v0")`` does both.
     """
     for name in _inventory_settings():
-        identifier = f"{NAMESPACE}/{name.title().replace('_', '')}-v0"
-        if identifier not in gymnasium.registry:
-            gymnasium.register(
-                id=identifier,
-                entry_point="decisionrl.envs.gymnasium:InventorySingleEnv",
-                vector_entry_point="decisionrl.envs.gymnasium:InventoryVectorEnv",
-                kwargs={"setting": name},
-            )
+        _register(name, "decisionrl.envs.gymnasium", "InventorySingleEnv", "InventoryVectorEnv", setting=name)
+    for identifier, name in LINEAR_MDPS.items():
+        _register(identifier, "decisionrl.envs.linear_mdp.gymnasium", "LinearMDPEnv", "LinearMDPVectorEnv", mdp=name)
+
+
+def _register(name: str, module: str, single: str, vector: str, **kwargs: str) -> None:
+    identifier = f"{NAMESPACE}/{name.title().replace('_', '')}-v0"
+    if identifier not in gymnasium.registry:
+        gymnasium.register(
+            id=identifier,
+            entry_point=f"{module}:{single}",
+            vector_entry_point=f"{module}:{vector}",
+            kwargs=kwargs,
+        )
 
 
 def _inventory_settings() -> list[str]:

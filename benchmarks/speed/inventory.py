@@ -23,7 +23,6 @@ import argparse
 import copy
 import dataclasses
 import json
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,7 +32,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -48,14 +46,14 @@ from decisionrl.benchmarks.speed.plain_inventory import (
     ScenarioDataset,
     rollout_loss,
 )
-from decisionrl.benchmarks.speed.timing import device_name, race, ratio, stopwatch
+from decisionrl.benchmarks.speed.report import Report
+from decisionrl.benchmarks.speed.timing import race, stopwatch
 from decisionrl.envs.inventory.scenarios import fresh_scenarios, make_simulator, take
 from decisionrl.envs.inventory.setting import Setting, load_setting
 from decisionrl.envs.inventory.simulator import Scenario, Simulator
-from decisionrl.evaluation.formatting import format_gap, format_seconds, format_value
 from decisionrl.evaluation.inventory import evaluate_policies
 from decisionrl.evaluation.references import reference
-from decisionrl.evaluation.results import Row, write_results
+from decisionrl.evaluation.results import write_results
 from decisionrl.evaluation.statistics import control_variate
 from decisionrl.experience.scenarios import FiniteScenarios
 from decisionrl.objectives.pathwise import Pathwise
@@ -66,7 +64,6 @@ from decisionrl.recipes.hdpo import hdpo
 from decisionrl.recipes.inventory_policies import BUILDERS, Build
 from decisionrl.seeding import generator
 from decisionrl.trainer import Trainer
-from decisionrl.version import code_version
 
 SUITE = "speed-inventory"
 TOLERANCE = 1e-5
@@ -105,90 +102,6 @@ QUICK = Profile(
     evaluation=(2048, 800),
     memory=(32768, 300),
 )
-
-
-class Report:
-    """Collects rows and shows each as it comes."""
-
-    def __init__(self, device: str, console: Console) -> None:
-        self.rows: list[Row] = []
-        self._device, self._console = device_name(device), console
-
-    def add(
-        self,
-        case: str,
-        method: str,
-        metric: str,
-        value: float,
-        *,
-        target: float | None = None,
-        exact: float | None = None,
-        higher: bool = False,
-        seed: int = 0,
-        low: float | None = None,
-        high: float | None = None,
-        n: int | None = None,
-        seconds: float | None = None,
-    ) -> None:
-        """target: what is asked for. exact: the optimum of a cost."""
-        reference = target if exact is None else exact
-        row = Row.build(
-            suite=SUITE,
-            case=case,
-            method=method,
-            seed=seed,
-            metric=metric,
-            value=value,
-            low=low,
-            high=high,
-            n=n,
-            reference=reference,
-            reference_kind="none" if reference is None else "exact" if exact is not None else "peer",
-            better="higher" if higher else "lower",
-            seconds=seconds,
-            device=self._device,
-            version=code_version(),
-        )
-        self.rows.append(row)
-        self._console.print(f"{case}/{method} seed {seed}: {metric} = {format_value(value)}", highlight=False)
-
-    def speedup(self, case: str, method: str, plain: list[float], ours: list[float], target: float | None) -> None:
-        """One row from the seconds of both in each round."""
-        r = ratio(plain, ours)
-        self.add(
-            case,
-            method,
-            "speedup",
-            r.median,
-            target=target,
-            higher=True,
-            low=r.low,
-            high=r.high,
-            n=r.rounds,
-            seconds=statistics.median(ours),
-        )
-
-    def table(self) -> Table:
-        """All rows, with their targets and whether they are met."""
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("case", "method", "seed", "metric"):
-            table.add_column(name, no_wrap=True)
-        for name in ("value", "low … high", "reference", "gap", "time"):
-            table.add_column(name, justify="right", no_wrap=True)
-        for row in self.rows:
-            interval = "" if row.low is None else f"{format_value(row.low)} … {format_value(row.high)}"
-            table.add_row(
-                row.case,
-                row.method,
-                str(row.seed),
-                row.metric,
-                format_value(row.value),
-                interval,
-                "" if row.reference is None else f"{row.reference_kind} {format_value(row.reference)}",
-                "" if row.gap is None else format_gap(row.gap),
-                "" if row.seconds is None else format_seconds(row.seconds),
-            )
-        return table
 
 
 @dataclass
@@ -536,7 +449,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     console = Console(stderr=options.json)
     console = console if console.is_terminal else Console(stderr=options.json, width=160)
-    report = Report(options.device, console)
+    report = Report(SUITE, options.device, console)
     profile = QUICK if options.quick else FULL
     if options.device == "cpu":
         measure_on_cpu(report, profile)

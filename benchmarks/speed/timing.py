@@ -5,9 +5,11 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -49,6 +51,36 @@ def stopwatch(run: Callable[[], object], device: str = "cpu") -> float:
     run()
     torch.cuda.synchronize(device)
     return time.perf_counter() - start
+
+
+@contextmanager
+def timed(
+    phases: Mapping[str, Sequence[tuple[Any, str]]], clock: Callable[[], float] = time.process_time
+) -> Iterator[dict[str, float]]:
+    """Seconds spent in methods, added up by phase, while the block runs.
+
+    phases: name -> (object, name of its method); each is replaced on the object and put back.
+    """
+    seconds = dict.fromkeys(phases, 0.0)
+
+    def watched(phase: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **keywords: Any) -> Any:
+            start = clock()
+            try:
+                return method(*arguments, **keywords)
+            finally:
+                seconds[phase] += clock() - start
+
+        return call
+
+    places = [(phase, owner, name) for phase, methods in phases.items() for owner, name in methods]
+    for phase, owner, name in places:
+        setattr(owner, name, watched(phase, getattr(owner, name)))
+    try:
+        yield seconds
+    finally:
+        for _, owner, name in places:
+            delattr(owner, name)
 
 
 def ratio(slow: list[float], fast: list[float]) -> Ratio:

@@ -65,6 +65,7 @@ _STYLE: Any = {  # keys are plain strings or literals, by the version of matplot
     "svg.fonttype": "none",
     "svg.hashsalt": "decisionrl",
 }
+_DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1, 1.2)))  # of the first, second and third round of colors
 _LONGEST_PATH = 150  # periods of a sample path that are still legible
 _NAMED_LINES = 6  # lines of one panel that get a color and a name
 _LABELED_EDGES = 24  # edges of a network that still have room for a label
@@ -83,9 +84,9 @@ def method_color(index: int) -> str:
 
 
 def curve_figure(
-    title: str, curves: Mapping[str, Curve], colors: Mapping[str, str], *, better: str | None, legend: bool
+    title: str, curves: Mapping[str, Curve], methods: Mapping[str, int], *, better: str | None, legend: bool
 ) -> Figure:
-    """Learning curves of one case, the methods overlaid.
+    """Learning curves of one case, the methods overlaid; ``methods`` are their places in the report.
 
     Where every curve has a reference, the relative gap to it on a logarithmic axis; the plain values else.
     `better` ("lower" or "higher") says which way the gap counts.
@@ -97,11 +98,12 @@ def curve_figure(
     as_gap = all(np.isfinite(gap).any() for gap in gaps.values())
     for method, curve in curves.items():
         scale = partial(_percent_gap, curve=curve, sign=sign) if as_gap else _plain
-        axes.plot(curve.x, scale(curve.y), color=colors[method], label=method)
-        if curve.low is not None and curve.high is not None:
+        color, dashes = method_color(methods[method]), _DASHES[min(methods[method] // len(PALETTE), 2)]
+        axes.plot(curve.x, scale(curve.y), color=color, linestyle=dashes, label=method)
+        if curve.low is not None and curve.high is not None and len(curves) <= len(PALETTE):
             floor = 1e-9 if as_gap else math.nan  # a bound beyond the reference is below the axis
             low, high = (np.nan_to_num(scale(bound), nan=floor) for bound in (curve.low, curve.high))
-            axes.fill_between(curve.x, low, high, color=colors[method], alpha=0.15, linewidth=0)
+            axes.fill_between(curve.x, low, high, color=color, alpha=0.15, linewidth=0)
     first = next(iter(curves.values()))
     axes.set_title(title, fontweight="bold", fontsize=10 if len(title) < 28 else 7.5)
     axes.set_xlabel(first.x_label)

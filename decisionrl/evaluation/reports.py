@@ -14,7 +14,6 @@ from markupsafe import Markup
 from decisionrl.evaluation.figures import (
     PALETTE,
     curve_figure,
-    method_color,
     network_figure,
     path_figure,
     report_style,
@@ -164,11 +163,10 @@ def _draw(
         for summary in cases:
             ranked = [entry.method for entry in summary.entries]
             for group, curves in _curves(summary.case, sorted(ranked, key=methods.__getitem__), series).items():
-                colors = {method: method_color(methods[method]) for method in curves}
                 last = {method: format_value(curve.y[-1]) for method, curve in curves.items()}
                 ends = ", ".join(f"{method} ends at {value}" for method, value in last.items())
                 inline, file = (
-                    curve_figure(summary.case, curves, colors, better=summary.better, legend=legend)
+                    curve_figure(summary.case, curves, methods, better=summary.better, legend=legend)
                     for legend in (False, True)
                 )
                 name = f"curve--{summary.case}" + (f"--{group}" if group else "")
@@ -200,9 +198,7 @@ def _draw(
     return figures
 
 
-def _curves(
-    case: str, methods: Sequence[str], series: Mapping[tuple[str, str], Series]
-) -> dict[str, dict[str, Curve]]:
+def _curves(case: str, methods: Sequence[str], series: Mapping[tuple[str, str], Series]) -> dict[str, dict[str, Curve]]:
     """The learning curves of a case by name ("" is the main one) and method."""
     named: dict[str, dict[str, Curve]] = {}
     for method in methods:

@@ -102,7 +102,8 @@ def _entry(case: str, method: str, metric: str, rows: Sequence[Row], sign: int) 
         bounds = [_gap_of(bound, first.reference, sign) for bound in (first.low, first.high)]
         known = sorted(bound for bound in bounds if bound is not None)
         value, low, high = first.value, first.low, first.high
-        gap, gap_low, gap_high = first.gap, *(known if len(known) == 2 else (None, None))
+        gap = first.gap
+        gap_low, gap_high = (known[0], known[1]) if len(known) == 2 else (None, None)
     else:
         value, low, high = _over_seeds([row.value for row in rows])
         gap, gap_low, gap_high = _over_seeds([row.gap for row in rows])

@@ -35,8 +35,8 @@ def film(
         raise ImportError("films need the extra: pip install 'decisionrl[control]'") from error
     frames, rate = _frames(policy, env, env_options or {}, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    options: dict[str, Any] = {"duration": 1000 / rate} if path.suffix == ".gif" else {"fps": rate, "macro_block_size": 2}
-    imageio.mimsave(path, frames, **options)
+    speed: dict[str, Any] = {"duration": 1000 / rate} if path.suffix == ".gif" else {"fps": rate, "macro_block_size": 2}
+    imageio.mimsave(path, frames, **speed)
     return path
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from decisionrl.envs.copies import Copies
-from decisionrl.envs.world import World
+from decisionrl.envs.world import EnvironmentFault, World
 from decisionrl.experience.acting import ActingPolicy, EpisodeStatistics, joined_rows, rows_of, update_normalizer
 from decisionrl.experience.trajectories import Trajectories, each_key, joined
 from decisionrl.pipeline import PipelineStep, load_states, states, tell
@@ -23,6 +22,9 @@ from decisionrl.seeding import generator
 if TYPE_CHECKING:
     from decisionrl.learner import Update
     from decisionrl.pipeline.curricula import Starts
+
+ENDLESS = 100_000
+"""Steps after which an episode that nobody limits is taken for one that never ends."""
 
 NOISE_CHUNK = 64
 """Steps whose randomness is drawn at once."""
@@ -47,7 +49,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Played:
-    """Episodes in the order of their tasks, [episodes, steps], padded on the right."""
+    """Episodes in the order of their tasks, [episodes, steps], padded on the right.
+
+    ``cut`` [episodes] marks those that nothing but ``max_steps`` has ended.
+    """
 
     observation: Observation
     action: Tensor
@@ -57,6 +62,7 @@ class Played:
     truncated: Tensor
     final_observation: Observation
     final_state: Tensor | None
+    cut: Tensor
 
     @property
     def outcome(self) -> Tensor:
@@ -80,6 +86,7 @@ def play(
 
     Raises:
         ValueError: the world cannot start a copy from a seed, or not go back to a state; there is no task.
+        EnvironmentFault: without ``max_steps``, an episode has not ended after 100,000 steps.
     """
     if not world.seedable:
         raise ValueError(
@@ -88,7 +95,7 @@ def play(
         )
     if not tasks:
         raise ValueError("tasks is empty; valid: at least one episode")
-    copies, limit = world.num_envs, math.inf if max_steps is None else max_steps
+    copies, limit = world.num_envs, ENDLESS if max_steps is None else max_steps
     waiting = deque(range(len(tasks)))
     playing: list[int | None] = [waiting.popleft() if waiting else None for _ in range(copies)]
     length = [0] * copies
@@ -97,6 +104,7 @@ def play(
     initial = state = policy.initial_state(copies)
     log = _Log()
     final: dict[int, tuple[Observation, Tensor | None]] = {}
+    cut: set[int] = set()
     noise: deque[Tensor] = deque()
     with torch.no_grad():
         while len(idle) < copies:
@@ -111,6 +119,13 @@ def play(
             ended, over = set(step.over), []
             for i, task in enumerate(playing):
                 if task is not None and (i in ended or length[i] + tasks[task].played >= limit):
+                    if max_steps is None and i not in ended:
+                        raise EnvironmentFault(
+                            f"{world.name}, copy {i}: its episode has not ended in {ENDLESS:,} steps; valid: an "
+                            "environment whose episodes end, or a limit, max_steps"
+                        )
+                    if i not in ended:
+                        cut.add(task)
                     final[task] = rows_of(current, [i]), None if state is None else state[[i]]
                     playing[i] = waiting.popleft() if waiting else None
                     length[i] = 0
@@ -122,7 +137,7 @@ def play(
                 current = _begun(world, tasks, begin, over)
             if state is not None and initial is not None:
                 state = state.index_copy(0, torch.tensor(over, device=state.device), initial[over])
-    return log.played([final[task] for task in range(len(tasks))], world.device)
+    return log.played([final[task] for task in range(len(tasks))], cut, world.device)
 
 
 def _begun(world: World, tasks: Sequence[Task], begin: Mapping[int, int], copies: Sequence[int]) -> Observation:
@@ -159,7 +174,9 @@ class _Log:
         self._episode.append([-1 if e is None else e for e in episode])
         self._position.append(list(position))
 
-    def played(self, final: Sequence[tuple[Observation, Tensor | None]], device: torch.device) -> Played:
+    def played(
+        self, final: Sequence[tuple[Observation, Tensor | None]], cut: Collection[int], device: torch.device
+    ) -> Played:
         """One row an episode."""
         episode = torch.tensor(self._episode, device=device).flatten()
         position = torch.tensor(self._position, device=device).flatten()
@@ -187,8 +204,12 @@ class _Log:
             truncated=last & ~terminated,
             final_observation=each_key(joined_rows, [seen for seen, _ in final]),
             final_state=None if final[0][1] is None else torch.cat([state for _, state in final if state is not None]),
+            cut=torch.tensor([task in cut for task in range(len(final))], device=device),
         )
 
+
+Growth = Callable[[Tensor, "EpisodeSource"], Trajectories]
+"""``(start ids, source) -> batch`` with ``start_id``, from episodes that it lets the source play."""
 
 StateValues = Callable[[Trajectories, "EpisodeSource"], Trajectories]
 """``(batch, source) -> batch`` with more extras, from episodes that it lets the source play."""
@@ -207,6 +228,8 @@ class EpisodeSource:
         score: from returns [episodes] to what ``starts`` hears, such as 1 for a success; by default the returns.
         max_steps: longer episodes are truncated; None leaves that to the environment.
         greedy: also play the deterministic actions once from every start: ``extras["greedy_return"]`` [batch].
+        tree: grows the episodes of a round from their starts in another way, such as Tree of
+            ``decisionrl.experience.branching``; the starts then hear no scores.
         values: works out more from states that the episodes went through, such as SegmentValues of
             ``decisionrl.experience.branching``.
         pipeline: what is done to each batch; ends in an advantage estimator.
@@ -222,6 +245,7 @@ class EpisodeSource:
         score: Callable[[Tensor], Tensor] | None = None,
         max_steps: int | None = None,
         greedy: bool = False,
+        tree: Growth | None = None,
         values: StateValues | None = None,
         pipeline: Sequence[PipelineStep] = (),
         seed: int = 0,
@@ -231,6 +255,7 @@ class EpisodeSource:
         self.world, self.policy, self.starts, self.pipeline = world, policy, starts, tuple(pipeline)
         self.steps_per_sample = 0
         self._score, self._max_steps, self._greedy, self._values = score, max_steps, greedy, values
+        self._tree = tree
         self._seed = seed
         self._choice = generator(seed, "starts")
         self._noise = generator(seed, "actions", world.device)
@@ -242,7 +267,7 @@ class EpisodeSource:
         with torch.no_grad():
             rounds: list[Trajectories] = []
             while (ids := self.starts.propose(self._choice)) is not None:
-                rounds.append(self._round(ids))
+                rounds.append(self._round(ids) if self._tree is None else self._tree(ids, self))
             if not rounds:
                 raise RuntimeError("starts proposed no episode")
             batch = joined(rounds)
@@ -287,20 +312,29 @@ class EpisodeSource:
         """Seeds never used before."""
         return torch.randint(2**31, (count,), generator=self._choice).tolist()
 
-    def play(self, tasks: Sequence[Task], *, greedy: bool = False) -> Played:
-        """Play episodes; their steps count for the batch."""
+    def play(self, tasks: Sequence[Task], *, greedy: bool = False, max_steps: int | None = None) -> Played:
+        """Play episodes; their steps count for the batch. max_steps: an earlier limit than the source's."""
+        limits = [limit for limit in (max_steps, self._max_steps) if limit is not None]
         played = play(
-            self.world, self.policy, tasks, generator=None if greedy else self._noise, max_steps=self._max_steps
+            self.world,
+            self.policy,
+            tasks,
+            generator=None if greedy else self._noise,
+            max_steps=min(limits) if limits else None,
         )
         self.steps_per_sample += int(played.mask.sum())
         return played
+
+    def report(self, returns: Tensor, lengths: Tensor) -> None:
+        """Take whole episodes into the statistics of this source."""
+        for total, steps in zip(returns.tolist(), lengths.tolist(), strict=True):
+            self._episodes.ended(total, steps)
 
     def _round(self, ids: Tensor) -> Trajectories:
         played = self.play([Task(self.seed_of(start)) for start in ids.tolist()])
         outcome = played.outcome.cpu()
         self.starts.observe(ids, outcome if self._score is None else self._score(outcome))
-        for total, steps in zip(outcome.tolist(), played.mask.sum(1).tolist(), strict=True):
-            self._episodes.ended(total, steps)
+        self.report(outcome, played.mask.sum(1))
         return evaluated(self.policy, played).replace(start_id=ids.to(self.world.device))
 
     def _with_greedy(self, batch: Trajectories) -> Trajectories:

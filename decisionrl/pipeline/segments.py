@@ -26,6 +26,19 @@ def unlikely(
     return mask & (log_prob < math.log(threshold))
 
 
+@dataclass(frozen=True, kw_only=True)
+class KeepUnlikely:
+    """SPO's probability mask: ``extras["kept"]`` [batch, step] marks steps with ``pi_old(a_t | s_t) < threshold``."""
+
+    threshold: float = 0.9
+
+    def __post_init__(self) -> None:
+        _check_threshold(self.threshold)
+
+    def __call__(self, batch: Trajectories) -> Trajectories:
+        return batch.replace(extras={**batch.extras, "kept": unlikely(batch.log_prob, batch.mask, self.threshold)})
+
+
 def cutpoints(
     log_prob: Float[Tensor, "batch step"],
     mask: Bool[Tensor, "batch step"],

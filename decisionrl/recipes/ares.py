@@ -10,6 +10,7 @@ from decisionrl.objectives.aggregation import token_mean
 from decisionrl.objectives.policy_gradient import PolicyGradient
 from decisionrl.objectives.regularizers import KLPenalty
 from decisionrl.objectives.surrogates import Clip
+from decisionrl.pipeline import PipelineStep
 from decisionrl.pipeline.curricula import FreshStarts
 from decisionrl.pipeline.entropy_windows import Difficulty, EntropyReward, HighEntropyWindows, KLController
 from decisionrl.pipeline.group_advantages import GroupNormalized
@@ -59,7 +60,9 @@ def ares(
     control = Control(**common)
     control.require_entropy("ARES")
     policy = control.policy(critic=False)
-    budget = [ReferenceLogProb(policy), KLController(rho=kl_in_windows, target=kl_target)] if kl_coefficient else []
+    budget: list[PipelineStep] = []
+    if kl_coefficient:
+        budget = [ReferenceLogProb(policy), KLController(rho=kl_in_windows, target=kl_target)]
     return control.experiment(
         "ares",
         policy=policy,

@@ -36,6 +36,7 @@ class ControlOptions(TypedDict, total=False):
     env_options: dict[str, Any]
     num_envs: int
     workers: int
+    max_steps: int | None
     steps: int
     hidden: list[int]
     activation: Activation
@@ -63,6 +64,7 @@ class Control:
         env_options: keyword arguments of the environment.
         num_envs: copies that are stepped side by side.
         workers: 0 steps them in this process, ``num_envs`` each in its own.
+        max_steps: truncate episodes of as many steps; needed where an environment never ends one.
         steps: environment steps to train for.
         hidden: widths of the hidden layers (after the convolutions, for images).
         activation: "tanh", "relu" or "elu".
@@ -83,6 +85,7 @@ class Control:
     env_options: Mapping[str, Any] | None = None
     num_envs: int = 8
     workers: int = 0
+    max_steps: int | None = None
     steps: int = 100_000
     hidden: Sequence[int] = (64, 64)
     activation: Activation = "tanh"
@@ -119,6 +122,7 @@ class Control:
             num_envs=num_envs,
             workers=num_envs if self.workers else 0,
             options=self.env_options,
+            max_steps=self.max_steps,
             device=self.device,
         )
 

@@ -6,10 +6,11 @@ from typing import Literal, Unpack
 
 from decisionrl.experience.episodes import EpisodeSource
 from decisionrl.experiment import Experiment
-from decisionrl.objectives.aggregation import seq_mean_token_mean, token_mean
+from decisionrl.objectives.aggregation import Aggregation, seq_mean_token_mean, token_mean
 from decisionrl.objectives.policy_gradient import PolicyGradient
 from decisionrl.objectives.sequence_ratios import SequenceClip
 from decisionrl.objectives.surrogates import Clip
+from decisionrl.objectives.terms import Surrogate
 from decisionrl.pipeline.curricula import FreshStarts
 from decisionrl.pipeline.rewards import ScaleReward
 from decisionrl.pipeline.risk import Form, Risk
@@ -54,7 +55,7 @@ def riskpo(
     """
     options = own_options(locals())
     control = Control(**common)
-    clips = {
+    clips: dict[str, tuple[Surrogate, Aggregation]] = {
         "step": (Clip(low=clip_low, high=clip_high), token_mean),
         "sequence": (SequenceClip(low=clip_low, high=clip_high), seq_mean_token_mean),
     }

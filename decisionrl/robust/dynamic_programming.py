@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -80,27 +81,25 @@ def _backward(
     mdp: LinearMDP, ambiguity: Ambiguity | None, decide: Callable[[int, Tensor], tuple[Tensor, Tensor]]
 ) -> Solution:
     """Backward over the stages; ``decide(h, Q_h)`` gives the policy and V_h."""
-    values = [torch.zeros(mdp.num_states, dtype=mdp.rewards.dtype, device=mdp.device)]
-    qs, policies, nus = [], [], []
+    value = torch.zeros(mdp.num_states, dtype=mdp.rewards.dtype, device=mdp.device)
+    values, qs, policies, nus = [value], list[Tensor](), list[Tensor](), list[Tensor]()
     for h in reversed(range(mdp.horizon)):
         factors = mdp.factors[..., h, :, :]
-        following = values[-1]
-        nu = factors @ following.unsqueeze(-1)
-        nu = nu.squeeze(-1) if ambiguity is None else ambiguity.worst(h, following, factors)
+        nu = (factors @ value.unsqueeze(-1)).squeeze(-1) if ambiguity is None else ambiguity.worst(h, value, factors)
         q = mdp.rewards[..., h, :, :] + torch.einsum("...sad,...d->...sa", mdp.features[..., h, :, :, :], nu)
         policy, value = decide(h, q)
-        for found, new in ((qs, q), (policies, policy), (nus, nu), (values, value)):
+        for found, new in ((nus, nu), (qs, q), (policies, policy), (values, value)):
             found.append(new)
-    values_ = _stacked(values, 1)
     return Solution(
-        q=_stacked(qs, 2),
-        values=values_,
-        policy=_stacked(policies, 2),
-        factor_values=_stacked(nus, 1),
-        start=(mdp.initial * values_[..., 0, :]).sum(-1),
+        q=_stages(qs, 2),
+        values=_stages(values, 1),
+        policy=_stages(policies, 2),
+        factor_values=_stages(nus, 1),
+        start=(mdp.initial * value).sum(-1),
     )
 
 
-def _stacked(backward: list[Tensor], dims: int) -> Tensor:
+def _stages(backward: list[Tensor], dims: int) -> Tensor:
     """Tensors [*, (dims)] of the stages in reverse -> [*, stages, (dims)], with their leading dimensions broadcast."""
-    return torch.stack(torch.broadcast_tensors(*reversed(backward)), -1 - dims)
+    shape = np.broadcast_shapes(*(tensor.shape for tensor in backward))
+    return torch.stack([tensor.expand(shape) for tensor in reversed(backward)], -1 - dims)

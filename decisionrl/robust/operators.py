@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -32,11 +33,11 @@ Scalars = Float[Tensor, "..."]
 Unseen = Literal["zero", "cap"]
 """What a factor without data is worth to an estimated KL operator: nothing (pessimistic) or the cap (optimistic)."""
 
-_BISECTIONS = 80
+_BISECTIONS = 48
 _LOG_RANGE = 40.0  # of b, to both sides of the range of the values
 _GRID = 64
 _SMALLEST_B = 1e-4  # of the grid, in units of the cap
-_GOLDEN_STEPS = 48
+_GOLDEN_STEPS = 32
 _GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -139,9 +140,10 @@ def estimated_kl_ball(
     """max_b -b log w_b - b rho, with w_b the estimate of E exp(-V / b).
 
     unseen: "zero" estimates w_b = 1 + sum_s c_s (exp(-V_s / b) - 1), kept in [exp(-cap / b), 1] (arXiv 2209.06620);
-    "cap" estimates w_b = sum_s c_s exp(-V_s / b), kept above exp(-cap / b) (arXiv 2411.18612). The function need not
-    have a single peak: a golden section runs around the best point of a grid over log b, from 1e-4 cap to cap / rho,
-    beyond which it is negative. Where rho = 0 the answer is sum_s c_s V_s.
+    "cap" estimates w_b = sum_s c_s exp(-V_s / b), kept above exp(-cap / b) (arXiv 2411.18612). Coefficients that make
+    w_b negative for some b make the maximum close to the cap. The function need not have a single peak: a golden
+    section runs around the best point of a grid over log b, from 1e-4 cap to cap / rho, beyond which it is negative.
+    Where rho = 0 the answer is sum_s c_s V_s.
     """
     cap = _like(cap, values)
     positive = torch.where(radius > 0, radius, 1.0)
@@ -153,7 +155,7 @@ def estimated_kl_ball(
         return -b * (_log_estimate(*rows, 1 / b, cap.unsqueeze(-1), unseen) + radius.unsqueeze(-1))
 
     low = (cap * _SMALLEST_B).log()
-    shape = torch.broadcast_shapes(values.shape[:-1], coefficients.shape[:-1], radius.shape, cap.shape)
+    shape = np.broadcast_shapes(values.shape[:-1], coefficients.shape[:-1], radius.shape, cap.shape)
     step = ((cap / positive).log() - low).clamp(min=0).expand(shape).unsqueeze(-1) / (_GRID - 1)
     grid = low.unsqueeze(-1) + step * torch.arange(_GRID, dtype=values.dtype, device=values.device)
     best = dual(grid).argmax(-1, keepdim=True)
@@ -214,7 +216,9 @@ class _Pieces:
     def stationary_ball(self, radius: Scalars) -> list[Tensor]:
         """Where z - sqrt(rho Var) may have its maximum inside a piece: slope 0, or the edge of Var < 0."""
         rho = radius.unsqueeze(-1)
-        flat = (self.above.square() * self.least / (self.curvature * (rho * self.curvature - self.above.square()))).sqrt()
+        flat = (
+            self.above.square() * self.least / (self.curvature * (rho * self.curvature - self.above.square()))
+        ).sqrt()
         edge = (-self.least / self.curvature).sqrt()
         return [self.center + flat, self.center - flat, self.center + edge, self.center - edge]
 
@@ -230,7 +234,8 @@ class _Pieces:
         What is stationary outside its piece, or nowhere (NaN), is moved into it: any a is a valid one.
         """
         inside = [a.nan_to_num(0.0).minimum(self.right).maximum(self.left) for a in stationary]
-        a = torch.stack(torch.broadcast_tensors(self.left, self.right, *inside))
+        shape = np.broadcast_shapes(self.left.shape, *(each.shape for each in inside))
+        a = torch.stack([each.expand(shape) for each in (self.left, self.right, *inside)])
         mean = self.first + self.above * a
         score = dual(mean, self.second + self.above * a.square() - mean.square())
         score, a = score.movedim(0, -1).flatten(-2), a.movedim(0, -1).flatten(-2)
@@ -262,7 +267,7 @@ def _truncated_moments(values: Vectors, probabilities: Vectors, a: Scalars) -> t
 def _sorted(values: Vectors, weights: Vectors, *, descending: bool = False) -> tuple[Vectors, Vectors]:
     """Values in order, sorted once for all the weights that share them, and the weights in that order."""
     value, order = values.sort(-1, descending=descending)
-    shape = torch.broadcast_shapes(values.shape, weights.shape)
+    shape = np.broadcast_shapes(values.shape, weights.shape)
     return value, weights.expand(shape).gather(-1, order.expand(shape))
 
 
@@ -293,11 +298,10 @@ def _tilt_divergence(value: Vectors, probabilities: Vectors, inverse: Scalars) -
 def _log_estimate(values: Vectors, coefficients: Vectors, inverse: Scalars, cap: Tensor, unseen: Unseen) -> Scalars:
     """log w_b, the estimate of log E exp(-V / b) for b = 1 / inverse, within what values up to the cap allow."""
     exponent = -values * inverse.unsqueeze(-1)
-    least = torch.finfo(values.dtype).tiny
     if unseen == "zero":
-        log_w = (coefficients * exponent.expm1()).sum(-1).clamp(min=least - 1, max=0).log1p()
+        log_w = (coefficients * exponent.expm1()).sum(-1).clamp(min=-1, max=0).log1p()
     else:
-        log_w = (coefficients * exponent.exp()).sum(-1).clamp(min=least).log()
+        log_w = (coefficients * exponent.exp()).sum(-1).clamp(min=0).log()
     return log_w.maximum(-cap * inverse)
 
 

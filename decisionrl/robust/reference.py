@@ -55,7 +55,10 @@ class Reference:
         if self.policy is None:
             return torch.full((actions,), -math.log(actions), dtype=q.dtype, device=q.device)
         log_policy = self.policy.to(q.device).log()
-        return log_policy[..., h if log_policy.shape[-3] > 1 else 0, :, :] if log_policy.dim() > 2 else log_policy
+        if log_policy.dim() < 3:
+            return log_policy
+        stage: Tensor = log_policy[..., h if log_policy.shape[-3] > 1 else 0, :, :]
+        return stage
 
     def best(
         self, h: int, q: Float[Tensor, "*batch S A"]
@@ -79,9 +82,9 @@ class Reference:
     ) -> Float[Tensor, "*batch S"]:
         """<pi, Q> - (1 / eta) KL(pi || pi_ref)."""
         finite, eta = self._eta(q)
-        divergence = torch.special.xlogy(policy, policy) - policy * self.log_policy(h, q)
+        divergence: Tensor = (torch.xlogy(policy, policy) - policy * self.log_policy(h, q)).sum(-1)
         price = torch.where(finite, 1 / eta, 0.0)
-        return (policy * q).sum(-1) - price.unsqueeze(-1) * divergence.sum(-1)
+        return (policy * q).sum(-1) - price.unsqueeze(-1) * divergence
 
     def _eta(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """Whether eta is finite, and eta, 1 where it is not."""

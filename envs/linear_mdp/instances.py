@@ -229,8 +229,8 @@ def random_tabular(seed: int = 147) -> tuple[LinearMDP, Float[Tensor, "H d"]]:
     """A tabular MDP (S = 6, A = 3, H = 4) with a fail state, and a radius for it, [4, 18].
 
     Kernels are Dirichlet(0.4), with a tenth of the probability of the last state, which fails; rewards are uniform;
-    the radius is 0.6 for about half of the (s, a), the same at all stages, and 0 for the others. Seed 147 has a large gap,
-    1.65, between the robust optimum and the robust value of the nominal policy.
+    the radius is 0.6 for about half of the (s, a), the same at all stages, and 0 for the others. Seed 147 has a large
+    gap, 1.65, between the robust optimum and the robust value of the nominal policy.
     """
     rng = np.random.default_rng(seed)
     stages, states, actions = 4, 6, 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -91,9 +92,13 @@ class LinearMDP:
     @property
     def batch_shape(self) -> torch.Size:
         """The leading dimensions, broadcast."""
-        return torch.broadcast_shapes(
-            self.features.shape[:-4], self.factors.shape[:-3], self.rewards.shape[:-3], self.initial.shape[:-1]
+        leading = (
+            self.features.shape[:-4],
+            self.factors.shape[:-3],
+            self.rewards.shape[:-3],
+            self.initial.shape[:-1],
         )
+        return torch.Size(np.broadcast_shapes(*leading))
 
     @property
     def device(self) -> torch.device:
@@ -143,7 +148,7 @@ class LinearMDP:
                 )
         try:
             _ = self.batch_shape
-        except RuntimeError as error:
+        except ValueError as error:
             raise ValueError(f"{self.name}: the leading dimensions do not broadcast: {error}") from None
 
     def _check_features(self) -> None:

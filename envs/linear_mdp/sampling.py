@@ -41,7 +41,7 @@ def inverse_cdf(probabilities: Float[Tensor, "... n"], uniforms: Float[Tensor, .
 
 
 def draw_noise(copies: int, horizon: int, *, generator: torch.Generator) -> Float[Tensor, "copies draws"]:
-    """Uniforms for one episode of every copy, [copies, 1 + 2 H]: the first state, then action and next state in turn."""
+    """Uniforms for one episode of every copy, [copies, 1 + 2 H]: first state, then action and next state in turn."""
     return torch.rand(copies, 1 + 2 * horizon, dtype=torch.float64, device=generator.device, generator=generator)
 
 

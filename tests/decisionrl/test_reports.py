@@ -176,6 +176,19 @@ def test_a_report_is_the_same_when_written_again(everything):
     assert first == [path.read_bytes() for path in write_report(everything)]
 
 
+def test_further_curves_stand_under_a_heading_of_their_own(tmp_path):
+    write_results(tmp_path, [row("a", "mlp", 10.0)])
+    curve = Curve(x_label="step", y_label="return", x=[0, 1], y=[1.0, 2.0], target=1.5)
+    over_time = Curve(x_label="seconds", y_label="return", x=[0.0, 3.5], y=[1.0, 2.0])
+    write_series(tmp_path, "a", "mlp", Series(curve=curve, curves={"wall_time": over_time}))
+    files = [path.name for path in write_report(tmp_path)]
+    assert files[2:] == ["curve--a.png", "curve--a--wall_time.png"]
+    page = Page((tmp_path / "report.html").read_text())
+    assert page.tags.count("svg") == 2
+    assert "Over wall time" in page.text
+    assert len(page.ids) == len(set(page.ids))
+
+
 def test_a_report_of_rows_alone(tmp_path):
     write_results(tmp_path, [row("only", "mlp", 10.0)])
     assert [path.name for path in write_report(tmp_path)] == ["results.md", "report.html"]

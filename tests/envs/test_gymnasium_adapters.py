@@ -17,7 +17,7 @@ from decisionrl.envs.inventory.scenarios import take
 from decisionrl.envs.inventory.setting import SettingError, available_settings, load_setting
 from decisionrl.envs.inventory.simulator import InfeasibleOrderError
 
-IDS = sorted(name for name in gymnasium.registry if name.startswith("decisionrl/"))
+IDS = sorted(name for name, spec in gymnasium.registry.items() if "setting" in spec.kwargs)
 LOST = "decisionrl/OneStoreLost-v0"
 WAREHOUSE = "decisionrl/OneWarehouseLostDemand-v0"
 

@@ -128,8 +128,8 @@ def test_vector_environments_are_used_as_they_are():
     assert isinstance(world, VectorWorld)
     assert (world.num_envs, world.name) == (3, "SyncVectorEnv")
     assert make_world(gymnasium.make_vec("CartPole-v1", num_envs=2)).name == "CartPole-v1"
-    for keywords in ({"options": {"limit": 2}}, {"workers": 3}):
-        with pytest.raises(ValueError, match="valid with a VectorEnv, which is made already: neither"):
+    for keywords in ({"options": {"limit": 2}}, {"workers": 3}, {"max_steps": 3}):
+        with pytest.raises(ValueError, match="valid with a VectorEnv, which is made already: none of them"):
             make_world(env, **keywords)
     with pytest.raises(TypeError, match="SyncVectorEnv is a VectorEnv; valid: an id or a function"):
         env_maker(env, {})
@@ -151,3 +151,20 @@ def test_inventory_settings(tmp_path, monkeypatch):
     for env in (tmp_path / "my.toml", "inventory/my.toml"):
         mine = make_world(env, num_envs=5, options={"periods": 7})
         assert torch.equal(mine.reset(range(5)), world.reset(range(5)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_time_limit(workers: int) -> None:
+    world = make_world(Counting, num_envs=2, workers=workers, max_steps=3)
+    world.reset([1, 2])
+    try:
+        ends = [world.step(torch.zeros(2, dtype=torch.int64)) for _ in range(3)][-1]
+        assert ends.truncated.tolist() == [True, True]
+        assert ends.terminated.tolist() == [False, False]
+    finally:
+        world.close()
+
+
+def test_a_time_limit_that_is_none() -> None:
+    with pytest.raises(ValueError, match=r"max_steps = 0; valid: a whole number >= 1"):
+        make_world("CartPole-v1", max_steps=0)

@@ -7,8 +7,10 @@ from stub_policies import Drawn
 from test_episode_source import source
 
 from decisionrl.envs.make import make_world
-from decisionrl.experience.branching import SegmentValues
+from decisionrl.experience.branching import SegmentValues, Tree
 from decisionrl.experience.episodes import Task, play
+from decisionrl.pipeline.group_advantages import GroupNormalized
+from decisionrl.pipeline.trees import TreeAdvantage
 
 PREFIX = torch.tensor([[0.5], [-0.25], [1.0]])
 
@@ -65,3 +67,55 @@ def test_segment_values_are_monte_carlo_means():
 def test_segment_values_refuse_nonsense():
     with pytest.raises(ValueError, match="interval = 0, rollouts = 9; valid: whole numbers >= 1"):
         SegmentValues(interval=0)
+
+
+def test_a_tree_by_hand():
+    """Counting: start seed s, rewards s + 10 t + action, an end after 3 + s % 4 steps or 5."""
+    tree = Tree(branching=(2, 3), steps=2)
+    batch = source([7, 8], policy=Drawn([0, 1, 2]), tree=tree, num_envs=3).sample()
+    node, parent, leaf = (batch.extras[name] for name in ("node", "parent", "leaf_reward"))
+    assert batch.num_sequences == 2 * 2 + 2 * 2 * 3
+    assert sorted(node.tolist()) == list(range(16))
+    assert (parent == -1).sum() == 4
+    for row in range(16):
+        steps = int(batch.mask[row].sum())
+        path, at = [row], int(parent[row])
+        while at >= 0:
+            above = int((node == at).nonzero())
+            assert batch.start_id[above] == batch.start_id[row]
+            path.insert(0, above)
+            at = int(parent[above])
+        if len(path) == 1:
+            assert steps == 2
+            assert leaf[row].isnan()
+            continue
+        assert len(path) == 2
+        # the edge begins where its parent ended
+        assert batch.observation[row, 0, 1] == 2
+        assert batch.observation[row, 0, 2] == batch.action[path[0], 1]
+        assert batch.observation[row, 0, 0] == batch.observation[path[0], 0, 0]
+        assert leaf[row] == batch.reward[path[0]].sum() + batch.reward[row].sum()
+    advantage = TreeAdvantage()(batch).advantage
+    for each in set(parent.tolist()):
+        for group in (0, 1):
+            siblings = (parent == each) & (batch.group == group)
+            if siblings.any():
+                assert advantage[siblings, 0].sum().abs() < 1e-2
+
+
+def test_branches_that_end_early_are_leaves():
+    batch = source([1], policy=Drawn([0]), tree=Tree(branching=(2, 2), steps=50)).sample()
+    assert batch.num_sequences == 2
+    assert torch.equal(batch.extras["leaf_reward"], batch.reward.sum(1))
+
+
+def test_a_tree_of_depth_one_is_a_group():
+    batch = source([3, 4], env=Noisy, policy=Drawn([[-0.5], [0.5]]), tree=Tree(branching=(5,), steps=1)).sample()
+    advantage = TreeAdvantage()(batch).advantage
+    expected = GroupNormalized(scale="none")(batch).advantage
+    torch.testing.assert_close(advantage, expected)
+
+
+def test_trees_refuse_nonsense():
+    with pytest.raises(ValueError, match=r"branching = \(\), steps = 30"):
+        Tree(branching=())

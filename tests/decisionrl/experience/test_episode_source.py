@@ -10,6 +10,7 @@ from stub_policies import Drawn, Remembering
 from decisionrl import checkpoint
 from decisionrl.envs.inventory.world import InventoryWorld
 from decisionrl.envs.make import make_world
+from decisionrl.envs.world import EnvironmentFault
 from decisionrl.experience.episodes import EpisodeSource, Task, play
 
 
@@ -222,3 +223,12 @@ def test_what_cannot_be_played():
     world = make_world(SyncVectorEnv([Counting], autoreset_mode=AutoresetMode.DISABLED))
     with pytest.raises(ValueError, match=r"going back to a state needs copies in this process \(workers = 0\)"):
         play(world, Drawn([0]), [Task(0, prefix=torch.zeros(1, dtype=torch.long))], generator=None)
+
+
+def test_an_episode_that_never_ends(monkeypatch):
+    monkeypatch.setattr("decisionrl.experience.episodes.ENDLESS", 20)
+    world = make_world(Counting, options={"limit": 1000})
+    monkeypatch.setattr(Counting, "step", lambda self, action: (self.observed(action), 0.0, False, False, {}))
+    with pytest.raises(EnvironmentFault, match=r"copy 0: its episode has not ended in 20 steps; .* a limit, max_steps"):
+        play(world, Drawn([0]), [Task(1)], generator=None)
+    assert play(world, Drawn([0]), [Task(1)], generator=None, max_steps=4).mask.sum() == 4

@@ -151,3 +151,28 @@ def test_value_loss_says_what_it_misses() -> None:
         ValueLoss(clip=0.2)(value_terms(value=None))
     with pytest.raises(ValueError, match="clip = 0; valid"):
         ValueLoss(clip=0)
+
+
+def test_value_loss_over_some_steps_only() -> None:
+    terms = value_terms()
+    valued = terms.batch.mask & (torch.arange(terms.batch.num_columns) % 2 == 0)
+    batch = terms.batch.replace(extras={"valued": valued | ~terms.batch.mask})
+    loss = ValueLoss(key="valued")(Terms(terms.evaluation, batch, terms.advantage, terms.mask))
+    narrow = batch.replace(mask=valued)
+    assert loss == ValueLoss()(Terms(terms.evaluation, narrow, terms.advantage, valued))
+    assert loss != ValueLoss()(terms)
+
+
+def test_value_loss_over_no_steps_is_zero_with_a_graph() -> None:
+    terms = value_terms()
+    batch = terms.batch.replace(extras={"valued": torch.zeros_like(terms.batch.mask)})
+    loss = ValueLoss(key="valued")(Terms(terms.evaluation, batch, terms.advantage, terms.mask))
+    assert loss == 0
+    assert terms.evaluation.value is not None
+    (gradient,) = torch.autograd.grad(loss, terms.evaluation.value)
+    assert (gradient == 0).all()
+
+
+def test_value_loss_names_the_missing_extra() -> None:
+    with pytest.raises(ValueError, match="extras have no 'valued'"):
+        ValueLoss(key="valued")(value_terms())

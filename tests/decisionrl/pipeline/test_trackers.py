@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from decisionrl.experience.trajectories import Trajectories
+from decisionrl.learner import Update
 from decisionrl.pipeline import PipelineStep
 from decisionrl.pipeline.group_advantages import GroupNormalized
 from decisionrl.pipeline.returns import whitened
@@ -75,6 +76,15 @@ def test_the_further_the_policy_moved_the_more_is_forgotten() -> None:
         step(visits([0], [1.0]))
     assert value(still, 0) == pytest.approx((0.96 * 4 + 1) / (0.96 * 8 + 1))
     assert value(moved, 0) == pytest.approx((0.875 * 4 + 1) / (0.875 * 8 + 1))
+
+
+def test_hears_of_the_kl_from_updates() -> None:
+    told, heard = SingleStream(), SingleStream()
+    told.add_kl(2**-7)
+    heard.observe(Update({"approx_kl": torch.tensor(2**-7)}))
+    for step in (told, heard):
+        step(visits([0], [1.0]))
+    assert value(heard, 0) == value(told, 0) != pytest.approx((0.96 * 4 + 1) / (0.96 * 8 + 1), rel=1e-6)
 
 
 def test_kl_before_initialization_does_not_count() -> None:

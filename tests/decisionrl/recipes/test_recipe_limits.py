@@ -88,6 +88,15 @@ def test_grpo_is_reinforce_with_the_mean_of_the_group() -> None:
     assert close(gradient(experiment, batch, moved=0.0), expected)
 
 
+def test_ppo_in_one_step_is_the_policy_gradient_with_generalized_advantages() -> None:
+    batch = streams()
+    experiment = tiny("ppo", **PPO)
+    objective = PolicyGradient(surrogate=Reinforce(), value_loss=ValueLoss(), normalize_advantage=True)
+    expected = gradient_of(experiment, objective, (GAE(gamma=0.99, lam=0.95),), batch, unit="step", moved=0.0)
+    assert close(gradient(experiment, batch, moved=0.0), expected)
+    assert not close(gradient(experiment, batch), expected), "no longer where the batch was collected"
+
+
 def test_rloo_is_reinforce_with_the_mean_of_the_group_scaled() -> None:
     batch = episodes()
     assert close(gradient(tiny("rloo"), batch, moved=0.0), 4 / 3 * gradient(tiny("grpo", **SUM), batch, moved=0.0))

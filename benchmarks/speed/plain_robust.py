@@ -2,8 +2,8 @@
 
 The yardstick for the library's learners, and what their estimates are compared with. In episode k every regression is
 solved afresh from the k episodes so far, and the value of every next state in them is the maximum over actions of
-Q computed one by one. The dual of the total variation ball is maximized exactly, over 0, the cap and the values seen, where
-the authors' code runs a search for each factor.
+Q computed one by one. The dual of the total variation ball is maximized exactly, over 0, the cap and the values seen,
+where the authors' code runs a search for each factor.
 """
 
 from __future__ import annotations

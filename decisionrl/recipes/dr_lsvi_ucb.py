@@ -31,8 +31,8 @@ def dr_lsvi_ucb(
 ) -> Experiment:
     """``radius`` is that of the ball; rewards are known.
 
-    divergence: "tv", "kl" or "chi2". ridge, beta, bonus, ties: as in ``lsvi_ucb``; the paper's bonus is "d1", its code's
-    "d2". rare_switching: plan again only when a determinant has doubled (arXiv 2409.20521).
+    divergence: "tv", "kl" or "chi2". ridge, beta, bonus, ties: as in ``lsvi_ucb``; the paper's bonus is "d1", its
+    code's "d2". rare_switching: plan again only when a determinant has doubled (arXiv 2409.20521).
     """
     options = own_options(locals())
     world = LinearWorld(**common)

@@ -46,8 +46,8 @@ def dr_rpo(
     eta: strength of the values against KL(pi || reference) / eta; None is infinite, no regularization. alpha: mirror
     descent step, for KL(pi || last pi) / alpha; None is infinite, the best policy at once (soft value iteration).
     reference: probabilities of the actions in every state; None is uniform. order: V is that of the new policy or of
-    the old one. transitions: "constrained" to the ball of ``radius``, or "regularized" with ``weight`` on the divergence.
-    ridge, beta, bonus, ties (where neither eta nor alpha is finite), rare_switching: as in ``dr_lsvi_ucb``.
+    the old one. transitions: "constrained" to the ball of ``radius``, or "regularized" with ``weight`` on the
+    divergence. ridge, beta, bonus, ties (where neither eta nor alpha is finite), rare_switching: as in ``dr_lsvi_ucb``.
 
     The paper's step sizes and constants are not fixed here by its text; these defaults are ours.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypedDict
 
 import numpy as np
@@ -43,6 +43,7 @@ class Instance:
         features: those that methods learn with, if they are not the MDP's own; all of their factors are uncertain.
         caps: upper bounds of V_0, ..., V_H, if not (H - h) max_reward.
         behavior: the policy that collects datasets, [H, S, A]; uniform by default.
+        perturbed: levels [n] -> the worlds that far from this one, of batch [n] or [runs, n].
     """
 
     mdp: LinearMDP
@@ -51,6 +52,7 @@ class Instance:
     features: Tensor | None = None
     caps: Tensor | None = None
     behavior: Tensor | None = None
+    perturbed: Callable[[Tensor], LinearMDP] | None = None
 
     def problem(self, *, learn_rewards: bool) -> Problem:
         """What methods are told."""
@@ -70,9 +72,17 @@ class Instance:
 
 
 def five_state(seeds: Sequence[int], *, delta: float = 0.3, xi_norm: float = 0.3, p: float = 0.001) -> Instance:
-    """The simulated MDP; uncertain is what leads to its goal from the first stage, with radius 0.5."""
-    mdp = instances.five_state(delta=delta, xi_norm=xi_norm, p=p)
-    return Instance(mdp=mdp, radius=0.5, uncertain=instances.five_state_radius(1.0))
+    """The simulated MDP; uncertain is what leads to its goal from the first stage, with radius 0.5.
+
+    Perturbed, that factor fails with the probability of the level.
+    """
+    build = partial(instances.five_state, delta=delta, xi_norm=xi_norm, p=p)
+    return Instance(
+        mdp=build(),
+        radius=0.5,
+        uncertain=instances.five_state_radius(1.0),
+        perturbed=lambda levels: build(perturbation=levels),
+    )
 
 
 def one_hot(seeds: Sequence[int], *, instance_seed: int = 147) -> Instance:
@@ -98,16 +108,16 @@ def american_put(
 ) -> Instance:
     """The put option, learned with hat functions of the price; the way of the price is uncertain, with radius 0.5.
 
-    start_price: None draws one for each run, uniform in [95, 105]. Datasets hold and never exercise.
+    start_price: None draws one for each run, uniform in [95, 105]. Datasets hold and never exercise. Perturbed, the
+    price goes up with the probability of the level.
     """
     if start_price is None:
         uniform = torch.stack([torch.rand((), dtype=torch.float64, generator=generator(s, "price")) for s in seeds])
-        start: float | Tensor = 95 + 10 * uniform
+        start = 95 + 10 * uniform
     else:
-        start = start_price
-    mdp = instances.american_put(
-        horizon=horizon, up_probability=up_probability, start_price=start, strike=strike
-    )
+        start = torch.tensor([start_price], dtype=torch.float64)
+    build = partial(instances.american_put, horizon=horizon, strike=strike)
+    mdp = build(up_probability=up_probability, start_price=start)
     hold = torch.zeros(horizon, mdp.num_states, 2, dtype=torch.float64)
     hold[..., 0] = 1
     return Instance(
@@ -117,6 +127,7 @@ def american_put(
         features=instances.put_features(num_features, horizon=horizon, start_price=start),
         caps=torch.tensor([strike] * horizon + [0.0], dtype=torch.float64),
         behavior=hold,
+        perturbed=lambda levels: build(up_probability=levels, start_price=start.unsqueeze(-1)),
     )
 
 
@@ -211,6 +222,10 @@ class LinearWorld:
         learned = self.built.uncertain_learned.to(self.device)
         return Ball(radius=self.level * learned, divergence=divergence, unseen=unseen)
 
+    def exact_ball(self) -> Ball:
+        """Around the factors of the MDP itself, in total variation."""
+        return Ball(radius=self.level * self.built.uncertain)
+
     def online(
         self,
         recipe: str,
@@ -292,7 +307,7 @@ class LinearWorld:
             evaluate=ExactEvaluator(
                 mdp=self.built.mdp,
                 ambiguity=None if ambiguity is None else self._exact(ambiguity),
-                ball=Ball(radius=self.level * self.built.uncertain),
+                ball=self.exact_ball(),
                 reference=reference,
             ),
         )
@@ -355,4 +370,3 @@ class ExactEvaluator:
             optimum = optimal(self.mdp, self.ambiguity, reference=self.reference).start
             result["regularized_regret"] = float((optimum - regularized).mean())
         return result
-

@@ -29,8 +29,8 @@ def lsvi_ucb(
 ) -> Experiment:
     """The nominal method, and the baseline of the robust ones.
 
-    ridge: lambda. beta: of the bonus; bonus: "full", "d1" or "d2". ties: "uniform" draws among the best actions, "first"
-    takes the first.
+    ridge: lambda. beta: of the bonus; bonus: "full", "d1" or "d2". known_rewards: they need not be learned. ties:
+    "uniform" draws among the best actions, "first" takes the first.
     """
     options = own_options(locals())
     return LinearWorld(**common).online(

@@ -36,8 +36,8 @@ class VarianceWeights:
 class LeastSquaresLearner:
     """Takes in the episodes of every run, and plans again.
 
-    Online methods have ``RecursiveLeastSquares``, an optimistic bonus, and episodes of the learner's own policy; offline
-    ones ``CountedLeastSquares``, a pessimistic bonus, and a dataset. The first policy is that of no data.
+    Online methods have ``RecursiveLeastSquares``, an optimistic bonus, and episodes of the learner's own policy;
+    offline ones ``CountedLeastSquares``, a pessimistic bonus, and a dataset. The first policy is that of no data.
 
     Args:
         policy: where the policy is written, [runs, H, S, A].
@@ -76,7 +76,9 @@ class LeastSquaresLearner:
         stages, states, actions, _ = regression.problem.shape
         shape = (regression.runs, stages, states, actions)
         if policy.table.shape != shape:
-            raise ValueError(f"the policy's table is {list(policy.table.shape)}; valid: [runs, H, S, A] = {list(shape)}")
+            raise ValueError(
+                f"the policy's table is {list(policy.table.shape)}; valid: [runs, H, S, A] = {list(shape)}"
+            )
         self.policy = policy
         self.regression = regression
         self.steps = 0

@@ -209,9 +209,7 @@ def _next_value(
     return ambiguity.estimate(h, values, coefficients, cap=cap, minimum=minimum)
 
 
-def _products(
-    rows: Float[Tensor, "*batch H SA d"], weights: Float[Tensor, "runs H d"]
-) -> Float[Tensor, "runs H SA"]:
+def _products(rows: Float[Tensor, "*batch H SA d"], weights: Float[Tensor, "runs H d"]) -> Float[Tensor, "runs H SA"]:
     """rows . w; features that all runs share make one product for each stage."""
     if rows.dim() == 3:
         return (weights.transpose(0, 1) @ rows.mT).transpose(0, 1)

@@ -5,8 +5,8 @@ With phi_tau the features and s'_tau the next state of step tau of stage h, and 
     Lambda_h = lambda I + sum_tau phi_tau phi_tau^T
     C_h      = Lambda_h^{-1} sum_tau phi_tau onehot(s'_tau)^T
 
-Any regression on a function f of the next state is then ``C_h f``, (Lambda_h^{-1} sum_tau phi_tau f(s'_tau))_i = sum_s C_{h,i,s}
-f(s), so that no history is kept, and an episode costs the same however many came before it.
+The regression on any function f of the next state is then Lambda_h^{-1} sum_tau phi_tau f(s'_tau) = C_h f, so that no
+history is kept, and an episode costs the same however many came before it.
 """
 
 from __future__ import annotations
@@ -208,9 +208,7 @@ class CountedLeastSquares:
         self._counts.view(-1).index_add_(0, (cell * states + episodes.states[..., 1:]).flatten(), ones)
         self._paid.view(-1).index_add_(0, cell.flatten(), episodes.rewards.flatten())
 
-    def estimates(
-        self, *, weights: Float[Tensor, "runs H S A"] | None = None, ridge: float | None = None
-    ) -> Estimates:
+    def estimates(self, *, weights: Float[Tensor, "runs H S A"] | None = None, ridge: float | None = None) -> Estimates:
         """The weighted regressions: every step counts w_h(s, a) times, once by default.
 
         ridge: instead of that of the object.

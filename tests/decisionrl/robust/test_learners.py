@@ -42,14 +42,14 @@ def uniform_episodes(mdp: LinearMDP, runs: int, episodes: int, seed: int = 0) ->
     generator = torch.Generator().manual_seed(seed)
     table = torch.full((mdp.horizon, mdp.num_states, mdp.num_actions), 1 / mdp.num_actions, dtype=torch.float64)
     played = [rollout(mdp, table, draw_noise(runs, mdp.horizon, generator=generator)) for _ in range(episodes)]
-    fields = {name: torch.stack([getattr(each, name) for each in played], 1) for name in ("states", "actions", "rewards")}
+    fields = {
+        name: torch.stack([getattr(each, name) for each in played], 1) for name in ("states", "actions", "rewards")
+    }
     return Episodes(**fields)
 
 
 def episode(batch: Episodes, index: int) -> Episodes:
-    return Episodes(
-        states=batch.states[:, index], actions=batch.actions[:, index], rewards=batch.rewards[:, index]
-    )
+    return Episodes(states=batch.states[:, index], actions=batch.actions[:, index], rewards=batch.rewards[:, index])
 
 
 def make(
@@ -103,7 +103,11 @@ def brute_force(
     """Lambda, sum phi onehot(s')^T and sum phi r, step by step."""
     _, states, _, d = problem.shape
     features = problem.features if problem.features.dim() == 4 else problem.features[run]
-    gram, moved, paid = ridge * torch.eye(d, dtype=torch.float64), torch.zeros(d, states).double(), torch.zeros(d).double()
+    gram, moved, paid = (
+        ridge * torch.eye(d, dtype=torch.float64),
+        torch.zeros(d, states).double(),
+        torch.zeros(d).double(),
+    )
     for k in range(batch.states.shape[1]):
         s, a, following = int(batch.states[run, k, h]), int(batch.actions[run, k, h]), int(batch.states[run, k, h + 1])
         phi = features[h, s, a]
@@ -114,7 +118,9 @@ def brute_force(
     return gram, moved, paid
 
 
-def assert_estimates(estimates: Estimates, problem: Problem, batch: Episodes, ridge: float, weights: Any = None) -> None:
+def assert_estimates(
+    estimates: Estimates, problem: Problem, batch: Episodes, ridge: float, weights: Any = None
+) -> None:
     for run in range(len(batch.states)):
         for h in range(problem.shape[0]):
             gram, moved, paid = brute_force(problem, batch, run, h, ridge, weights)
@@ -162,7 +168,7 @@ def test_statistics_do_not_grow() -> None:
 @pytest.mark.parametrize("ridge", [0.0, -1.0, float("inf"), float("nan")])
 def test_ridge_out_of_range(ridge: float) -> None:
     for kind in (RecursiveLeastSquares, CountedLeastSquares):
-        with pytest.raises(ValueError, match="ridge = .*; valid: a positive number"):
+        with pytest.raises(ValueError, match=r"ridge = .*; valid: a positive number"):
             kind(Problem.of(five_state()), runs=1, ridge=ridge)
 
 
@@ -182,7 +188,11 @@ def plain(mdp: LinearMDP, *, radius: Tensor | None, **options: Any) -> PlainLeas
 
 
 def steps(batch: Episodes, run: int, k: int) -> list[Step]:
-    states, actions, rewards = batch.states[run, k].tolist(), batch.actions[run, k].tolist(), batch.rewards[run, k].tolist()
+    states, actions, rewards = (
+        batch.states[run, k].tolist(),
+        batch.actions[run, k].tolist(),
+        batch.rewards[run, k].tolist(),
+    )
     return list(zip(states[:-1], actions, rewards, states[1:], strict=True))
 
 
@@ -520,7 +530,9 @@ def test_mirror_descent_keeps_probabilities_that_underflow() -> None:
 def test_ties() -> None:
     q = torch.tensor([[[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]]]).double()
     drawn, value = Greedy()(0, q, q)
-    torch.testing.assert_close(drawn.exp(), torch.tensor([[[0, 0.5, 0.5], [1 / 3] * 3]], dtype=torch.float64), atol=1e-15, rtol=0)
+    torch.testing.assert_close(
+        drawn.exp(), torch.tensor([[[0, 0.5, 0.5], [1 / 3] * 3]], dtype=torch.float64), atol=1e-15, rtol=0
+    )
     first, _ = Greedy(ties="first")(0, q, q)
     assert first.exp().tolist() == [[[0, 1, 0], [1, 0, 0]]]
     assert value.tolist() == [[3, 2]]

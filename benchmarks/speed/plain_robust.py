@@ -30,6 +30,7 @@ class PlainLeastSquares:
         caps: upper bounds of V_0, ..., V_H.
         radius: [H, d], of a total variation ball; None is nominal.
         bonus: "full", "d1" or "d2"; sign: 1 is optimistic, -1 pessimistic.
+        invert_always: invert Lambda_h for every Q, as the authors' code does; else once in every plan.
     """
 
     features: Array
@@ -42,6 +43,7 @@ class PlainLeastSquares:
     beta: float = 1.0
     bonus: Literal["full", "d1", "d2"] = "d2"
     sign: int = 1
+    invert_always: bool = False
     history: list[list[Step]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -56,9 +58,11 @@ class PlainLeastSquares:
         """Solve the regressions backward over the stages."""
         stages, _, _, d = self.features.shape
         self.weight = np.zeros((stages, d))
+        self.gram = np.zeros((stages, d, d))
         self.inverse = np.zeros((stages, d, d))
         for h in reversed(range(stages)):
-            gram = self.ridge * np.eye(d)
+            gram = self.gram[h]
+            gram += self.ridge * np.eye(d)
             for episode in self.history:
                 state, action, _, _ = episode[h]
                 phi = self.features[h, state, action]
@@ -76,7 +80,8 @@ class PlainLeastSquares:
         """Q_h(s, a)."""
         if state == self.fail_state:
             return 0.0
-        phi, inverse = self.features[h, state, action], self.inverse[h]
+        phi = self.features[h, state, action]
+        inverse = np.linalg.inv(self.gram[h]) if self.invert_always else self.inverse[h]
         if self.bonus == "full":
             bonus = math.sqrt(phi @ inverse @ phi)
         elif self.bonus == "d1":

@@ -15,7 +15,7 @@ from decisionrl.envs.linear_mdp.sampling import Episodes
 from decisionrl.learner import NonFiniteError, Update
 from decisionrl.policies.tabular import TabularPolicy
 from decisionrl.robust.ambiguity import Ambiguity
-from decisionrl.robust.planning import Bonus, Greedy, Improvement, Plan, plan
+from decisionrl.robust.planning import Bonus, Greedy, Improvement, Plan, by_stage, plan
 from decisionrl.robust.regression import CountedLeastSquares, Estimates, RecursiveLeastSquares
 
 
@@ -82,7 +82,8 @@ class LeastSquaresLearner:
         self.policy = policy
         self.regression = regression
         self.steps = 0
-        self._bonus, self._ambiguity, self._variance = bonus, ambiguity, variance
+        self._bonus, self._variance = bonus, variance
+        self._ambiguities = by_stage(ambiguity, stages)
         self._improvement = improvement or Greedy()
         self._rare_switching = rare_switching
         nothing = torch.zeros_like(policy.table)
@@ -104,7 +105,7 @@ class LeastSquaresLearner:
             self._follow(_chosen(due, self._planned(self.plan.log_policy), self.plan))
         start = batch.states[..., 0].view(len(self.switches), -1)
         metrics = {
-            "episode_return": batch.rewards.sum(-1).mean(),
+            "episode_return": batch.rewards.sum() / start.numel(),
             "planned_value": self.plan.values[:, 0].gather(1, start).mean(),
         }
         return Update(metrics)
@@ -166,7 +167,7 @@ class LeastSquaresLearner:
             estimates,
             bonus=self._bonus,
             improvement=self._improvement,
-            ambiguity=self._ambiguity,
+            ambiguities=self._ambiguities,
             previous=previous,
         )
 

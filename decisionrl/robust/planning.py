@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
@@ -10,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from decisionrl.robust.ambiguity import Ambiguity
+from decisionrl.robust.ambiguity import Ambiguity, Ball
 from decisionrl.robust.reference import Reference
 from decisionrl.robust.regression import Estimates, Problem
 
@@ -163,7 +164,7 @@ def plan(
     *,
     bonus: Bonus,
     improvement: Improvement,
-    ambiguity: Ambiguity | None,
+    ambiguities: Sequence[Ambiguity | None],
     previous: Float[Tensor, "runs H S A"],
 ) -> Plan:
     """Backward over the stages, for all runs at once:
@@ -172,27 +173,36 @@ def plan(
         Q_h  = clip(r_h + phi . nu_h +- bonus_h, 0, cap_h), 0 in the fail state
         pi_h, V_h = improvement(Q_h)
 
-    ambiguity: None is the nominal model. previous: log-probabilities of the policy so far.
+    ambiguities: of :func:`by_stage`. previous: log-probabilities of the policy so far.
     """
     stages, states, actions, _ = problem.shape
-    base = problem.known_rewards.flatten(-2) + bonus(problem.rows, estimates.inverse)
-    caps = problem.caps_list
-    nu = torch.zeros_like(estimates.rewards[:, 0])
-    values = [nu.new_zeros(len(nu), states)]
-    qs, policies = [], []
+    q = (problem.known_rewards.flatten(-2) + bonus(problem.rows, estimates.inverse)).unflatten(-1, (states, actions))
+    log_policy = torch.empty_like(q)
+    values = q.new_zeros(len(q), stages + 1, states)
     for h in reversed(range(stages)):
+        weights = estimates.rewards[:, h] if problem.learn_rewards else None
         if h < stages - 1:
-            nu = _next_value(problem, ambiguity, h, values[-1], estimates.transitions[:, h], caps[h + 1])
-        weight = nu + estimates.rewards[:, h] if problem.learn_rewards else nu
-        q = base[:, h] + problem.predict(h, weight)
-        q = q.clamp_(0, caps[h]).unflatten(-1, (states, actions))
+            nu = _next_value(problem, ambiguities[h], h, values[:, h + 1], estimates.transitions[:, h])
+            weights = nu if weights is None else nu + weights
+        own = q[:, h]
+        if weights is not None:
+            own += problem.predict(h, weights).view_as(own)
+        own.clamp_(0, problem.caps_list[h])
         if problem.fail_state is not None:
-            q[:, problem.fail_state] = 0
-        log_policy, value = improvement(h, q, previous[:, h])
-        qs.append(q)
-        policies.append(log_policy)
-        values.append(value.clamp(0, caps[h]))
-    return Plan(q=_stacked(qs), values=_stacked(values), log_policy=_stacked(policies))
+            own[:, problem.fail_state] = 0
+        log_policy[:, h], value = improvement(h, own, previous[:, h])
+        values[:, h] = value.clamp_(0, problem.caps_list[h])
+    return Plan(q=q, values=values, log_policy=log_policy)
+
+
+def by_stage(ambiguity: Ambiguity | None, stages: int) -> list[Ambiguity | None]:
+    """The ambiguity of every stage, None where it is nominal: where all radii are 0, which need no dual."""
+    if not isinstance(ambiguity, Ball):
+        return [ambiguity] * stages
+    radius = torch.as_tensor(ambiguity.radius)
+    radius = radius.reshape(-1, *radius.shape[-2:]) if radius.dim() > 1 else radius.reshape(1, 1, -1)
+    uncertain = (radius > 0).any(0).any(-1).expand(stages).tolist()
+    return [ambiguity if each else None for each in uncertain]
 
 
 def _next_value(
@@ -201,12 +211,12 @@ def _next_value(
     h: int,
     values: Float[Tensor, "runs S"],
     coefficients: Float[Tensor, "runs d S"],
-    cap: float,
 ) -> Float[Tensor, "runs d"]:
+    """nu_h."""
     if ambiguity is None:
         return (coefficients @ values.unsqueeze(-1)).squeeze(-1)
     minimum = 0.0 if problem.fail_state is not None else values.amin(-1)
-    return ambiguity.estimate(h, values, coefficients, cap=cap, minimum=minimum)
+    return ambiguity.estimate(h, values, coefficients, cap=problem.caps_list[h + 1], minimum=minimum)
 
 
 def _products(rows: Float[Tensor, "*batch H SA d"], weights: Float[Tensor, "runs H d"]) -> Float[Tensor, "runs H SA"]:
@@ -225,10 +235,6 @@ def _quadratic(
     runs, stages, d, _ = matrices.shape
     product = rows @ matrices.permute(1, 2, 0, 3).reshape(stages, d, runs * d)
     return (product.unflatten(-1, (runs, d)) @ rows.unsqueeze(-1)).squeeze(-1).permute(2, 0, 1)
-
-
-def _stacked(backward: list[Tensor]) -> Tensor:
-    return torch.stack(backward[::-1], 1)
 
 
 def _inverse(number: float | Tensor, q: Tensor) -> float | Tensor:

@@ -87,10 +87,13 @@ class Problem:
 
     def features_of(self, pairs: Int[Tensor, "runs H"]) -> Float[Tensor, "runs H d"]:
         """phi_h of the pairs s A + a taken at every stage."""
-        stages = torch.arange(pairs.shape[1], device=pairs.device)
         if self.rows.dim() == 3:
-            return self.rows[stages, pairs]
-        return self.rows[torch.arange(len(pairs), device=pairs.device).unsqueeze(1), stages, pairs]
+            return self.rows[self._stages, pairs]
+        return self.rows[torch.arange(len(pairs), device=pairs.device).unsqueeze(1), self._stages, pairs]
+
+    @cached_property
+    def _stages(self) -> Int[Tensor, " H"]:
+        return torch.arange(self.shape[0], device=self.rewards.device)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -32,7 +32,7 @@ from decisionrl.policies.tabular import TabularPolicy
 from decisionrl.robust.ambiguity import Ambiguity, Ball, Penalty
 from decisionrl.robust.dynamic_programming import evaluate, optimal
 from decisionrl.robust.learners import LeastSquaresLearner, VarianceWeights
-from decisionrl.robust.planning import Bonus, Greedy, Proximal, plan
+from decisionrl.robust.planning import Bonus, Greedy, Proximal, by_stage, plan
 from decisionrl.robust.reference import Reference
 from decisionrl.robust.regression import CountedLeastSquares, Estimates, Problem, RecursiveLeastSquares
 
@@ -289,9 +289,10 @@ def test_variance_weights_are_those_of_a_plain_loop() -> None:
     expected = plan(
         problem,
         regression.estimates(weights=1 / sigma, ridge=1 / 25),
+        bonus=options["bonus"],
         improvement=Greedy(),
+        ambiguities=[options["ambiguity"]] * mdp.horizon,
         previous=torch.zeros_like(sigma),
-        **options,
     )
     weights = VarianceWeights(ridge=1 / 25)
     aware = make(mdp, runs=1, counted=True, problem=problem, variance=weights, **options)
@@ -301,6 +302,15 @@ def test_variance_weights_are_those_of_a_plain_loop() -> None:
 
 
 # ----------------------------------------------------------------------------------------- reductions, bounds
+
+
+def test_stages_without_a_radius_need_no_dual() -> None:
+    radius = five_state_radius(torch.tensor([0.0, 0.5]).double())
+    for ball in (Ball(radius=radius), Ball(radius=radius[1])):
+        assert by_stage(ball, 3) == [ball, None, None]
+    for ambiguity in (Ball(radius=0.1), Ball(radius=torch.tensor([0.0, 0.1]).double()), Penalty(weight=1.0)):
+        assert by_stage(ambiguity, 3) == [ambiguity] * 3
+    assert by_stage(Ball(radius=0.0), 3) == by_stage(None, 3) == [None] * 3
 
 
 @pytest.mark.parametrize("name", ["five-state", "one-hot", "random-linear"])
@@ -416,7 +426,7 @@ def exact_plan(mdp: LinearMDP, ambiguity: Ambiguity | None, improvement: Any, *,
         estimates,
         bonus=Bonus(beta=0.0),
         improvement=improvement,
-        ambiguity=ambiguity,
+        ambiguities=by_stage(ambiguity, mdp.horizon),
         previous=torch.zeros(1, *mdp.rewards.shape, dtype=torch.float64),
     )
 

@@ -346,15 +346,15 @@ def regret_rows(regret: Tensor) -> list[Measurement]:
 def regret_curves(regret: Tensor) -> tuple[Curve, Curve]:
     """Its sum over the episodes so far, plainly and in double logarithms."""
     total = regret.cumsum(0)
-    even = torch.linspace(0, len(total) - 1, POINTS).round().long().unique()
-    growing = torch.logspace(0, float(np.log10(len(total))), POINTS).round().long().clamp(max=len(total)).unique() - 1
+    even = sorted({round(each) for each in np.linspace(1, len(total), POINTS)})
+    growing = sorted({round(each) for each in np.geomspace(1, len(total), POINTS)})
     return (
-        banded(EPISODES, REGRET, (even + 1).tolist(), total[even].mT),
+        banded(EPISODES, REGRET, even, total[[k - 1 for k in even]].mT),
         Curve(
             x_label=f"log10 {EPISODES}",
             y_label=f"log10 {REGRET}",
-            x=(growing + 1).log10().tolist(),
-            y=total[growing].mean(1).log10().tolist(),
+            x=np.log10(growing).tolist(),
+            y=total[[k - 1 for k in growing]].mean(1).log10().tolist(),
         ),
     )
 

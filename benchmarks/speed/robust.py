@@ -196,13 +196,13 @@ def measure(profile: Profile, show: Callable[[Row], None]) -> list[Row]:
             },
             rounds=profile.rounds,
         )
-        for name, loop, ours, runs in (
+        for name, loop, own, runs in (
             (method, "plain", "ours", RUNS),
             (f"{method}-inverting", "inverting", "ours", RUNS),
             (f"{method}-200", "plain", "ours-200", 200),
         ):
-            speedup = ratio([runs * each for each in seconds[loop]], seconds[ours])
-            add(case, name, "speedup", speedup, SPEEDUP, seconds=statistics.median(seconds[ours]))
+            speedup = ratio([runs * each for each in seconds[loop]], seconds[own])
+            add(case, name, "speedup", speedup, SPEEDUP, seconds=statistics.median(seconds[own]))
 
     case = f"comparison-{RUNS}x{EPISODES}"
     seconds = race({"plain": plain_comparison, "ours": comparison}, rounds=profile.rounds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from typing import Any, TypedDict
 
@@ -68,7 +68,22 @@ class Instance:
     @property
     def uncertain_learned(self) -> Tensor:
         """Which factors of the features that methods learn with are uncertain."""
-        return self.uncertain if self.features is None else torch.ones(1, 1, dtype=torch.float64)
+        return self.uncertain if self.features is None else torch.ones_like(self.uncertain[:1, :1])
+
+    def to(self, device: torch.device | str) -> Instance:
+        """The same on another device."""
+
+        def placed(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device)
+
+        return replace(
+            self,
+            mdp=self.mdp.to(device),
+            uncertain=self.uncertain.to(device),
+            features=placed(self.features),
+            caps=placed(self.caps),
+            behavior=placed(self.behavior),
+        )
 
 
 def five_state(seeds: Sequence[int], *, delta: float = 0.3, xi_norm: float = 0.3, p: float = 0.001) -> Instance:
@@ -200,12 +215,7 @@ class LinearWorld:
             made = build(self.seeds, **self.instance_options)
         except TypeError as error:
             raise ValueError(f"instance_options of {self.instance!r}: {error}") from None
-        placed = {
-            each.name: value.to(self.device) if isinstance(value, (Tensor, LinearMDP)) else value
-            for each in fields(made)
-            for value in [getattr(made, each.name)]
-        }
-        return Instance(**placed)
+        return made.to(self.device)
 
     @property
     def level(self) -> float:
@@ -219,8 +229,7 @@ class LinearWorld:
 
     def ball(self, divergence: Divergence, *, unseen: Unseen = "zero") -> Ball:
         """Around the factors that are learned."""
-        learned = self.built.uncertain_learned.to(self.device)
-        return Ball(radius=self.level * learned, divergence=divergence, unseen=unseen)
+        return Ball(radius=self.level * self.built.uncertain_learned, divergence=divergence, unseen=unseen)
 
     def exact_ball(self) -> Ball:
         """Around the factors of the MDP itself, in total variation."""

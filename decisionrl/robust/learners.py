@@ -182,7 +182,7 @@ class LeastSquaresLearner:
             (problem.rows @ (transitions @ moment)).squeeze(-1).clamp(min=0) for moment in (value, value.square())
         )
         variance = square.minimum(cap.square()) - mean.minimum(cap).square()
-        return variance.clamp(min=1).unflatten(-1, (states, actions))
+        return variance.clamp(min=1).view(*variance.shape[:-1], states, actions)
 
 
 def _chosen(due: Tensor, new: Plan, old: Plan) -> Plan:

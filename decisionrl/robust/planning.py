@@ -176,7 +176,8 @@ def plan(
     ambiguities: of :func:`by_stage`. previous: log-probabilities of the policy so far.
     """
     stages, states, actions, _ = problem.shape
-    q = (problem.known_rewards.flatten(-2) + bonus(problem.rows, estimates.inverse)).unflatten(-1, (states, actions))
+    q = problem.known_rewards.flatten(-2) + bonus(problem.rows, estimates.inverse)
+    q = q.view(-1, stages, states, actions)
     log_policy = torch.empty_like(q)
     values = q.new_zeros(len(q), stages + 1, states)
     for h in reversed(range(stages)):
@@ -234,7 +235,7 @@ def _quadratic(
         return ((rows @ matrices) * rows).sum(-1)
     runs, stages, d, _ = matrices.shape
     product = rows @ matrices.permute(1, 2, 0, 3).reshape(stages, d, runs * d)
-    return (product.unflatten(-1, (runs, d)) @ rows.unsqueeze(-1)).squeeze(-1).permute(2, 0, 1)
+    return (product.view(*rows.shape[:-1], runs, d) @ rows.unsqueeze(-1)).squeeze(-1).permute(2, 0, 1)
 
 
 def _inverse(number: float | Tensor, q: Tensor) -> float | Tensor:

@@ -169,10 +169,10 @@ class RecursiveLeastSquares:
 
     def estimates(self) -> Estimates:
         """Views of the current statistics, valid until the next ``add``."""
-        stages, states, _, _ = self.problem.shape
-        coefficients = self._coefficients.unflatten(0, (-1, stages))
+        stages, states, _, d = self.problem.shape
+        coefficients = self._coefficients.view(self.runs, stages, d, states + 1)
         return Estimates(
-            inverse=self._inverse.unflatten(0, (-1, stages)),
+            inverse=self._inverse.view(self.runs, stages, d, d),
             transitions=coefficients[..., :states],
             rewards=coefficients[..., states],
         )

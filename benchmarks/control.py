@@ -223,7 +223,7 @@ FASTER = {"learning_rate": 3e-3}
 
 ENVIRONMENTS: Mapping[str, Environment] = {
     "frozen_lake": Environment(env="FrozenLake-v1", steps=100_000, exact=True, arguments=FASTER),
-    "cartpole": Environment(env="CartPole-v1", steps=100_000, threshold=475.0, arguments=FASTER),
+    "cartpole": Environment(env="CartPole-v1", steps=100_000, threshold=475.0),
     "acrobot": Environment(env="Acrobot-v1", steps=200_000, threshold=-100.0, arguments=FASTER),
     "pendulum": Environment(env="Pendulum-v1", steps=300_000, threshold=-250.0, arguments=FASTER),
     "hopper": Environment(env="Hopper-v5", steps=300_000),
@@ -233,10 +233,9 @@ ENVIRONMENTS: Mapping[str, Environment] = {
 ARGUMENTS: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("bandit", "ppo"): {"horizon": 16, "minibatch": 64, "epochs": 4},
     ("frozen_lake", "ppo"): {"horizon": 128, "minibatch": 256},
-    ("cartpole", "segment_spo"): {"interval": 50, "rollouts": 3},
 }
 """Arguments of a recipe on an environment for which its defaults are not meant. The others have those of the recipe and
-of its presets: PPO on CartPole, Acrobot, Pendulum and in MuJoCo those that Stable-Baselines3 has or collected."""
+of its presets."""
 
 BANDIT_STEPS = 20_000
 GRADIENT_BATCHES = 2_000
@@ -315,7 +314,7 @@ def cases(profile: str, data: Path | None) -> list[Case]:
 
 
 def _control_case(environment: str, about: Environment, name: str, steps: int) -> ControlCase:
-    tuned = name == PEER or preset(name, about.env)
+    tuned = name == PEER or preset(name, {"env": about.env})
     return ControlCase(
         recipe=name,
         env=about.env,

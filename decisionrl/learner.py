@@ -187,6 +187,7 @@ class GradientLearner:
             raise ValueError("the optimizer holds no parameter")
         self._names = self._parameter_names()
         self._device = self._parameters[0].device
+        self._several_devices = any(parameter.device != self._device for parameter in self._parameters)
         self._autocast = (
             contextlib.nullcontext()
             if amp_dtype is None
@@ -204,6 +205,7 @@ class GradientLearner:
             self._has_buffers = next(policy.buffers(), None) is not None
 
         fused = bool(getattr(optimizer, "_step_supports_amp_scaling", False))  # what GradScaler asks, too
+        self._scales_gradients = fused and all(parameter.dtype == torch.float32 for parameter in self._parameters)
         if check_every is None:
             check_every = 100 if fused and self._device.type != "cpu" else 1
         if check_every < 1:
@@ -240,8 +242,7 @@ class GradientLearner:
         self.steps += 1
         clip = self._watch(named, norms, norm)
         named["gradient_norm"] = norm
-        if clip and self._clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(self._parameters, self._clip_norm, norm)
+        self._clip(norm, clip)
         self.optimizer.step()
         if self._ema_decay is not None:
             self._average_weights(self._ema_decay)
@@ -298,7 +299,8 @@ class GradientLearner:
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         if not gradients:
             raise RuntimeError("no parameter of the optimizer received a gradient from the loss")
-        norms = torch.stack([norm.to(self._device) for norm in torch._foreach_norm(gradients)])
+        each = torch._foreach_norm(gradients)
+        norms = torch.stack([norm.to(self._device) for norm in each] if self._several_devices else each)
         return norms, torch.linalg.vector_norm(norms)
 
     def _watch(self, metrics: dict[str, Tensor], norms: Tensor, norm: Tensor) -> bool:
@@ -319,6 +321,16 @@ class GradientLearner:
         if self.steps % self._check_every == 0:
             self.check()
         return self._clip_norm is not None
+
+    def _clip(self, norm: Tensor, needed: bool) -> None:
+        """Scale the gradients down to ``clip_norm``; a fused optimizer does it in its own pass over them."""
+        if self._clip_norm is None:
+            return
+        if self._scales_gradients:  # what GradScaler hands over: gradients are divided by it
+            scale = ((norm + 1e-6) / self._clip_norm).clamp(min=1.0) if needed else None
+            self.optimizer.grad_scale = scale  # type: ignore[attr-defined]
+        elif needed:
+            nn.utils.clip_grads_with_norm_(self._parameters, self._clip_norm, norm)
 
     def _parameter_names(self) -> list[str]:
         """The name of each of the optimizer's parameters, for errors."""

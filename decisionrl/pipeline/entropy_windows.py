@@ -39,7 +39,7 @@ class Difficulty:
     of 8 rows 6 or more correct, 3 to 5, at most 2. The release has 2/3 and 1/3.
 
     Attributes:
-        success: a row is correct if its outcome, the sum of its rewards, is above this.
+        success: a row is correct if its outcome, the sum of its rewards, reaches this.
 
     Raises:
         ValueError: the batch has no groups.
@@ -56,7 +56,7 @@ class Difficulty:
     def __call__(self, batch: Trajectories) -> Trajectories:
         if batch.group is None:
             raise ValueError("group is None; valid: the number of each row's group, [batch]")
-        correct = outcomes(batch) > self.success
+        correct = outcomes(batch) >= self.success
         group = torch.unique(batch.group, return_inverse=True)[1]
         # In float64 a rate of 2 in 3 equals the bound 2/3.
         rate = (torch.bincount(group, weights=correct.double()) / torch.bincount(group))[group]

@@ -28,7 +28,7 @@ class Sharpened:
     Attributes:
         novelty: lambda_nov.
         kappa: the largest bonus relative to A.
-        threshold: an outcome above it is a success.
+        threshold: an outcome that reaches it is a success.
 
     Raises:
         ValueError: trajectories without ``group`` or ``advantage``.
@@ -36,7 +36,7 @@ class Sharpened:
 
     novelty: float = 2.5
     kappa: float = 0.5
-    threshold: float = 0.0
+    threshold: float = 0.5
 
     def __post_init__(self) -> None:
         for name, value in (("novelty", self.novelty), ("kappa", self.kappa)):
@@ -47,7 +47,7 @@ class Sharpened:
         advantage = required(batch, "advantage", self)
         likelihood = sequence_mean(batch.log_prob, batch.mask).squeeze(1)
         eta = rows(batch, self).centered(likelihood).exp()
-        success = outcomes(batch.reward, batch.mask) > self.threshold
+        success = outcomes(batch.reward, batch.mask) >= self.threshold
         bonus = torch.where(success, self.novelty * (1 - eta), 0.0).clamp(min=0).unsqueeze(1)
         return with_advantage(batch, advantage + torch.minimum(bonus, self.kappa * advantage.clamp(min=0)))
 

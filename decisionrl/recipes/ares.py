@@ -17,7 +17,6 @@ from decisionrl.pipeline.group_advantages import GroupNormalized
 from decisionrl.pipeline.rewards import ReferenceLogProb, ScaleReward
 from decisionrl.recipes.control import Control, ControlOptions, own_options
 from decisionrl.recipes.presets import tuned
-from decisionrl.recipes.success import success_return
 
 METADATA = {
     "title": "ARES",
@@ -71,7 +70,7 @@ def ares(
             policy,
             starts=FreshStarts(groups=groups, group_size=group_size),
             pipeline=[
-                Difficulty(success=success_return(control, success)),
+                Difficulty(success=control.success(success)),
                 ScaleReward(factor=reward_scale),
                 HighEntropyWindows(width=window, quantile=quantile),
                 EntropyReward(decay=target_decay),

@@ -160,13 +160,21 @@ class Control:
         if self.squash:
             raise ValueError(f"{what} needs the entropy of the policy, which has none with squash = True; valid: False")
 
-    def success_score(self, success: float | None) -> Callable[[Tensor], Tensor]:
-        """1 for an episode whose return reaches ``success`` (by default the environment's reward threshold), else 0."""
-        if success is None and isinstance(self.env, str) and self.env in gymnasium.registry:
-            success = gymnasium.spec(self.env).reward_threshold
-        if success is None:
+    def success(self, given: float | None) -> float:
+        """The return from which an episode succeeds: ``given``, by default the environment's reward threshold.
+
+        Raises:
+            ValueError: there is neither.
+        """
+        if given is None and isinstance(self.env, str) and self.env in gymnasium.registry:
+            given = gymnasium.spec(self.env).reward_threshold
+        if given is None:
             raise ValueError(f"success = None; valid: the return from which an episode of {self.world.name} succeeds")
-        threshold = success
+        return given
+
+    def success_score(self, given: float | None) -> Callable[[Tensor], Tensor]:
+        """1 for an episode that succeeds, else 0; see :meth:`success`."""
+        threshold = self.success(given)
         return lambda returns: (returns >= threshold).to(returns.dtype)
 
     def experiment(

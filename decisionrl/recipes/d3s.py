@@ -17,7 +17,7 @@ from decisionrl.recipes.presets import tuned
 METADATA = {
     "title": "Dynamic dual-level down-sampling",
     "arxiv": "2509.22115",
-    "changes": "learns from the episodes whose advantages vary most, and of those from the steps of largest |A| H",
+    "changes": "learns from the episodes whose advantages vary most, and of those from the steps of largest abs(A) H",
     "limit": "all shares 1: the base, GRPO or PPO",
     "kinds": "discrete actions; any with all steps kept",
 }

@@ -79,7 +79,8 @@ def gtpo(
 def observation_and_action(batch: Trajectories) -> Int[Tensor, "batch step"]:
     """Equal numbers at steps of equal observation and action."""
     seen = batch.observation if isinstance(batch.observation, dict) else {"": batch.observation}
-    columns = [each[batch.mask].double().flatten(1) for each in (*seen.values(), batch.action.unsqueeze(-1))]
+    parts = (each[batch.mask] for each in (*seen.values(), batch.action))
+    columns = [part.double().reshape(len(part), -1) for part in parts]
     key = torch.zeros_like(batch.mask, dtype=torch.int64)
     key[batch.mask] = torch.unique(torch.cat(columns, 1), dim=0, return_inverse=True)[1]
     return key

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Unpack
 
+import torch
+
 from decisionrl.experience.episodes import EpisodeSource
+from decisionrl.experience.trajectories import Trajectories
 from decisionrl.experiment import Experiment
 from decisionrl.objectives.aggregation import seq_mean_token_sum
 from decisionrl.objectives.policy_gradient import PolicyGradient
 from decisionrl.objectives.surrogates import Reinforce
 from decisionrl.pipeline.advantages import GreedyBaseline
 from decisionrl.pipeline.curricula import FreshStarts
+from decisionrl.pipeline.rewards import add_to_last_step, outcomes
 from decisionrl.recipes.control import Control, ControlOptions, own_options
 from decisionrl.recipes.presets import tuned
 
@@ -18,7 +22,7 @@ METADATA = {
     "title": "ReMax",
     "arxiv": "2310.10505",
     "changes": "the baseline is the return of the deterministic actions from the same start",
-    "limit": "a greedy return of 0: REINFORCE without a baseline",
+    "limit": "a greedy return of 0 and rewards at the end: REINFORCE without a baseline",
     "kinds": "any environment that can be started from a seed",
 }
 
@@ -30,11 +34,9 @@ def remax(
     entropy_coefficient: float = 0.0,
     **common: Unpack[ControlOptions],
 ) -> Experiment:
-    """One step on the mean over ``episodes`` episodes of ``sum_t -A_t log pi(a_t | s_t)``.
+    """One step on the mean over ``episodes`` episodes of ``sum_t -A log pi(a_t | s_t)``, each from a start of its own.
 
-    Each episode has a start of its own. A_t is the return from t on, less the return of a greedy episode from the same
-    start. The steps of those episodes count, too. A language model's reward comes at the end, so that there A is the
-    same at all steps.
+    A is the return of the episode less that of a greedy one from the same start; the steps of those count, too.
     """
     options = own_options(locals())
     control = Control(**common)
@@ -47,7 +49,7 @@ def remax(
             policy,
             starts=FreshStarts(groups=episodes, group_size=1),
             greedy=True,
-            pipeline=[GreedyBaseline()],
+            pipeline=[rewarded_at_the_end, GreedyBaseline()],
             seed=control.seed,
         ),
         objective=PolicyGradient(
@@ -59,3 +61,8 @@ def remax(
         metadata=METADATA,
         options=options,
     )
+
+
+def rewarded_at_the_end(batch: Trajectories) -> Trajectories:
+    """The whole return as the reward of the last step, as a language model is rewarded."""
+    return add_to_last_step(batch.replace(reward=torch.zeros_like(batch.reward)), outcomes(batch))

@@ -38,7 +38,8 @@ def sapo(
 ) -> Experiment:
     """GRPO, or PPO, with the loss ``-(4 / tau) sigmoid(tau (r - 1)) A``.
 
-    tau_positive, tau_negative: how fast steps with A > 0, and the others, fade.
+    tau_positive, tau_negative: how fast steps with A > 0, and the others, fade. The paper's 1 leaves a ratio of 2 four
+    fifths of its weight: enough of a bound for GRPO's groups, but CartPole with a critic and 8 epochs took about 20.
     base: "group" compares ``group_size`` episodes from each of ``groups`` starts, as GRPO does; "critic" has windows of
     ``horizon`` steps and generalized advantage estimation, as PPO does. minibatch: episodes in one, or single steps
     with a critic; None: all.

@@ -14,7 +14,6 @@ from decisionrl.pipeline.group_advantages import GroupNormalized
 from decisionrl.pipeline.shaped_advantages import Sharpened
 from decisionrl.recipes.control import Control, ControlOptions, own_options
 from decisionrl.recipes.presets import tuned
-from decisionrl.recipes.success import success_return
 
 METADATA = {
     "title": "XRPO",
@@ -69,7 +68,7 @@ def xrpo(
             ),
             pipeline=[
                 GroupNormalized(),
-                Sharpened(novelty=novelty, kappa=kappa, threshold=success_return(control, success)),
+                Sharpened(novelty=novelty, kappa=kappa, threshold=control.success(success)),
             ],
             seed=control.seed,
         ),

@@ -19,6 +19,7 @@ from decisionrl.callbacks import (
     Evaluate,
     JsonlMetrics,
     LearningRateSchedule,
+    OnProgress,
     Progress,
     TensorBoard,
 )
@@ -163,6 +164,16 @@ def test_schedule_follows_torch() -> None:
         scheduler.step()
         expected.append(scheduler.get_last_lr()[0])
     assert rates == expected
+
+
+def test_progress_is_a_share_of_the_target() -> None:
+    seen: list[float] = []
+    made = experiment(8)
+    trainer = Trainer(made.learner, made.source, callbacks=[OnProgress(seen.append)])
+    trainer.fit(4)
+    assert seen == [0.0, 0.25, 0.5, 0.75, 1.0]
+    trainer.fit(8)
+    assert seen[5:] == [0.5, 0.625, 0.75, 0.875, 1.0]
 
 
 def test_schedule_needs_an_optimizer() -> None:

@@ -12,10 +12,18 @@ from decisionrl.callbacks import Callback, Checkpoint
 from decisionrl.experience.trajectories import Trajectories
 from decisionrl.experiment import Experiment
 from decisionrl.recipes import metadata, recipe
+from decisionrl.recipes.gtpo import observation_and_action
 from decisionrl.trainer import Trainer
 
-CASES = [(name, {}) for name in NAMES] + [(name, {"base": "critic"}) for name in WITH_CRITIC]
-IDS = [" ".join([name, *arguments.values()]) for name, arguments in CASES]
+CASES: list[tuple[str, dict[str, Any]]] = [
+    *[(name, {}) for name in NAMES],
+    *[(name, {"base": "critic"}) for name in WITH_CRITIC],
+    ("grpo", {"kl_coefficient": 0.1}),
+    ("dapo", {"overlong_length": 20, "overlong_buffer": 10}),
+    ("riskpo", {"ratio": "sequence"}),
+    ("ares", {"kl_coefficient": 0.1}),
+]
+IDS = [" ".join([name, *map(str, arguments.values())]) for name, arguments in CASES]
 
 CONTINUOUS: dict[str, dict[str, Any]] = {
     **{name: {} for name in ("reinforce", "ppo", "grpo", "rloo", "dapo", "gspo", "sapo", "capo", "remax", "tppo")},
@@ -73,9 +81,23 @@ def test_learns_from_continuous_actions(name: str) -> None:
     assert_learns(tiny(name, env="Pendulum-v1", **CONTINUOUS[name]))
 
 
+def test_learns_from_the_rewards_of_single_steps() -> None:
+    """Where they differ: on CartPole all are 1."""
+    assert_learns(tiny("grpo", env="Pendulum-v1", supervision="process"))
+
+
 @pytest.mark.parametrize("name", ["reinforce", "grpo", "dapo", "gspo", "spo", "tppo", "riskpo", "gtpo", "ares"])
 def test_learns_with_memory(name: str) -> None:
     assert_learns(tiny(name, recurrent=True))
+
+
+def test_conflicts_of_numbered_states_and_actions() -> None:
+    """GTPO's keys for observations that are numbers, [batch, step], as on FrozenLake."""
+    batch = tiny("gtpo", env="FrozenLake-v1").source.sample()
+    key = observation_and_action(batch)
+    pairs = torch.stack([batch.observation, batch.action], -1)
+    same = (pairs[batch.mask][:, None] == pairs[batch.mask][None]).all(-1)
+    assert torch.equal(key[batch.mask][:, None] == key[batch.mask][None], same)
 
 
 def test_which_recipes_take_continuous_actions() -> None:
@@ -135,3 +157,9 @@ def test_metadata(name: str, arguments: dict[str, Any]) -> None:
 def test_refusals(name: str, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny(name, **arguments)
+
+
+def test_the_page_on_control_has_every_recipe() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "control.md").read_text()
+    for name in NAMES:
+        assert f"| `{name}`" in page

@@ -146,10 +146,12 @@ def test_hapo_of_equal_lengths_is_grpo_scaled() -> None:
 
 def test_remax_against_nothing_is_reinforce() -> None:
     batch = episodes()
-    free = batch.replace(extras={**batch.extras, "greedy_return": torch.zeros(12, dtype=torch.float64)})
-    plain = tiny("reinforce", baseline=False, gamma=1.0, normalize_advantage=False)
-    assert close(gradient(tiny("remax"), free), gradient(plain, batch))
-    assert not close(gradient(tiny("remax"), batch), gradient(plain, batch))
+    last = batch.mask & ~torch.cat([batch.mask[:, 1:], torch.zeros_like(batch.mask[:, :1])], 1)
+    at_the_end = batch.replace(reward=torch.where(last, batch.reward, 0.0))
+    free = {**batch.extras, "greedy_return": torch.zeros(12, dtype=torch.float64)}
+    expected = gradient(tiny("reinforce", baseline=False, gamma=1.0, normalize_advantage=False), at_the_end)
+    assert close(gradient(tiny("remax"), at_the_end.replace(extras=free)), expected)
+    assert not close(gradient(tiny("remax"), at_the_end), expected)
 
 
 def test_reinforce_with_values_is_the_policy_gradient_at_lambda_one() -> None:
@@ -223,11 +225,12 @@ def test_riskpo_without_extra_weight_is_the_conditional_value_at_risk() -> None:
         returns = outcomes(given.reward, given.mask)
         return with_advantage(given, -(returns.quantile(0.8) - returns).clamp(min=0).unsqueeze(1))
 
-    experiment = tiny("riskpo", omega=0.0, center=False)
+    plain = {"center": False, "reward_scale": 1.0}
+    experiment = tiny("riskpo", omega=0.0, **plain)
     objective = PolicyGradient(surrogate=Clip(), aggregate=token_mean)
     expected = gradient_of(experiment, objective, (shortfall,), batch)
     assert close(gradient(experiment, batch), expected)
-    assert not close(gradient(tiny("riskpo", omega=0.5, center=False), batch), expected)
+    assert not close(gradient(tiny("riskpo", omega=0.5, **plain), batch), expected)
 
 
 def test_vade_on_all_starts_plays_all_of_them() -> None:

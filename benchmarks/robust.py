@@ -397,14 +397,14 @@ PUT_OFFLINE_OPTIONS = {"beta": 0.1, "ridge": 1.0, "part": 10}
 FROZEN_LAKE = Setting(instance="frozen-lake", runs=4)
 
 ONLINE: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "lsvi_ucb": ("lsvi_ucb", {}),
+    "lsvi_ucb": ("lsvi_ucb", {"known_rewards": True}),
     "dr_lsvi_ucb": ("dr_lsvi_ucb", {}),
     "dr_lsvi_ucb-rare": ("dr_lsvi_ucb", {"rare_switching": True}),
     "dr_rpo": ("dr_rpo", {"eta": 20.0}),
     "dr_rpo-mirror": ("dr_rpo", {"eta": None, "alpha": 1.0}),
 }
 OFFLINE: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "pevi": ("pevi", {}),
+    "pevi": ("pevi", {"known_rewards": True}),
     "drpvi": ("drpvi", {}),
     "drvi_l": ("drpvi", {"divergence": "kl"}),
     "va_drpvi": ("va_drpvi", {}),
@@ -412,7 +412,7 @@ OFFLINE: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "r2pvi-kl": ("r2pvi", {"divergence": "kl"}),
     "r2pvi-chi2": ("r2pvi", {"divergence": "chi2"}),
 }
-"""Method -> recipe and its arguments."""
+"""Method -> recipe and its arguments. The nominal methods are told the rewards, as the robust ones are."""
 
 PUT_ONLINE: Mapping[str, Mapping[str, Any]] = {"lsvi_ucb": {}, "dr_lsvi_ucb": {}, "dr_rpo": {"eta": 20.0}}
 PUT_OFFLINE: Mapping[str, Mapping[str, Any]] = {"pevi": {}, "drpvi": {}, "va_drpvi": {}, "r2pvi": {"weight": 1.0}}

@@ -42,6 +42,12 @@ RECIPES = {
 }
 """Recipe name -> module that holds a function of that name and METADATA; imported when used."""
 
+LINEAR_MDPS = ("dr_rpo", "dr_lsvi_ucb", "lsvi_ucb", "pevi", "drpvi", "va_drpvi", "r2pvi")
+"""The recipes on linear MDPs."""
+
+ON_ENVIRONMENTS = tuple(name for name in RECIPES if name not in ("hdpo", *LINEAR_MDPS))
+"""The recipes on any environment."""
+
 
 def recipe(name: str) -> Callable[..., Experiment]:
     """The recipe's function; UnknownNameError with the nearest name if there is none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from decisionrl.benchmarks.robust import (
     FIVE_STATE,
     LEVELS,
     ONE_HOT,
+    ONLINE,
     PUT,
     EtaCase,
     ExactCase,
     LearnCase,
+    Setting,
     cases,
     regret_curves,
     slope,
@@ -146,14 +149,50 @@ def test_levels_of_the_rows_are_measured() -> None:
         assert set(levels.rows) <= set(levels.values)
 
 
+def regrets(setting: Setting, steps: int, methods: dict[str, tuple[str, dict[str, Any]]], directory: Path) -> Any:
+    """Method -> rows."""
+    return {
+        method: values(
+            run(LearnCase(setting=setting, recipe=name, steps=steps, arguments=arguments, regret=True), directory)
+        )
+        for method, (name, arguments) in methods.items()
+    }
+
+
+def assert_slopes(rows: Any) -> None:
+    assert rows["lsvi_ucb"]["regret_slope"] > 0.85
+    assert rows["dr_lsvi_ucb"]["regret_slope"] < 0.6
+    assert rows["dr_rpo"]["regret_slope"] < 0.5
+
+
+def test_regret_grows_as_it_should(tmp_path: Path) -> None:
+    methods = {name: (recipe, dict(arguments)) for name, (recipe, arguments) in ONLINE.items()}
+    assert_slopes(regrets(replace(FIVE_STATE, runs=10), 500, methods, tmp_path))
+
+
 @pytest.mark.slow
 def test_regret_grows_as_it_should_on_the_tabular_instance(tmp_path: Path) -> None:
-    slopes = {
-        name: values(
-            run(LearnCase(setting=ONE_HOT, recipe=name, steps=5000, arguments=arguments, regret=True), tmp_path)
-        )
-        for name, arguments in {"lsvi_ucb": {}, "dr_lsvi_ucb": {}, "dr_rpo": {"eta": 10.0}}.items()  # type: ignore[dict-item]
+    methods = {name: (recipe, dict(arguments)) for name, (recipe, arguments) in ONLINE.items()}
+    methods["dr_rpo"] = ("dr_rpo", {"eta": 10.0})
+    assert_slopes(regrets(ONE_HOT, 5000, methods, tmp_path))
+
+
+@pytest.mark.slow
+def test_regret_of_a_thousand_episodes_on_the_five_states(tmp_path: Path) -> None:
+    """Against an independent program, within the noise of twenty runs; greedy methods take the first best action."""
+    methods: dict[str, tuple[str, dict[str, Any]]] = {
+        "lsvi": ("lsvi_ucb", {"ties": "first"}),
+        "d2": ("dr_lsvi_ucb", {"ties": "first"}),
+        "d1": ("dr_lsvi_ucb", {"ties": "first", "bonus": "d1"}),
+        "eta 5": ("dr_rpo", {"eta": 5.0}),
+        "eta 20": ("dr_rpo", {"eta": 20.0}),
+        "eta 100": ("dr_rpo", {"eta": 100.0}),
+        "alpha 1": ("dr_rpo", {"eta": None, "alpha": 1.0}),
+        "alpha 0.1": ("dr_rpo", {"eta": None, "alpha": 0.1}),
+        "eta 20, alpha 1": ("dr_rpo", {"eta": 20.0, "alpha": 1.0}),
     }
-    assert slopes["dr_rpo"]["regret_slope"] < 0.5
-    assert slopes["dr_lsvi_ucb"]["regret_slope"] < 0.6
-    assert slopes["lsvi_ucb"]["regret_slope"] > 0.85
+    found = regrets(FIVE_STATE, 1000, methods, tmp_path)
+    expected = {"lsvi": (263, 4), "d2": (10.1, 4), "d1": (19.2, 3), "eta 5": (4.3, 1), "eta 20": (7.3, 2)}
+    expected |= {"eta 100": (5.6, 2), "alpha 1": (9.7, 2), "alpha 0.1": (63.8, 4), "eta 20, alpha 1": (9.1, 2)}
+    for method, (value, tolerance) in expected.items():
+        assert found[method]["regret"] == pytest.approx(value, abs=tolerance), method

@@ -60,6 +60,9 @@ def dr_rpo(
         ambiguity = world.ball(divergence, unseen="cap")
     else:
         ambiguity = Penalty(weight=weight, divergence=divergence, unseen="cap")
+    actions = world.built.mdp.num_actions
+    if reference is not None and len(reference) != actions:
+        raise ValueError(f"reference = {reference}; valid: a probability for each of the {actions} actions")
     regularizer = Reference(
         eta=math.inf if eta is None else eta,
         policy=None if reference is None else torch.tensor(reference, dtype=torch.float64, device=world.device),

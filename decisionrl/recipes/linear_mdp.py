@@ -352,28 +352,31 @@ class ExactEvaluator:
     def __call__(
         self, policy: Tabulated, *, episodes: int | None = None, seed: int = 1, long: bool = True
     ) -> dict[str, Any]:
-        """``mean_return`` is the worst case that the method is robust to, averaged over runs (with the 95 % bootstrap
-        interval), and ``reference`` its optimum; ``regret`` their difference. ``nominal_value`` and ``robust_value``
-        (over the instance's TV ball) are the same for every method. ``regularized_regret`` counts the price of leaving
-        the reference policy. ``episodes`` is 0: all numbers are exact.
+        """Exact values, averaged over runs, as plain numbers.
+
+        ``mean_return`` is the worst case that the method is robust to, with the 95 % bootstrap interval over runs in
+        ``low`` and ``high``; ``optimum`` the largest there is, which is also the ``reference`` of ``gap`` unless it is
+        0; ``regret`` the difference. ``nominal_value`` and ``robust_value``, over the instance's total variation ball,
+        mean the same for every method. ``regularized_regret``, of methods with a reference policy, counts the price of
+        leaving it. ``episodes`` is 0: none is played.
         """
         table = policy.probabilities()
         own = evaluate(self.mdp, table, self.ambiguity).start
         best = optimal(self.mdp, self.ambiguity).start
         estimate = bootstrap_mean(own.cpu().numpy(), rng=np.random.default_rng(seed))
-        reference = float(best.mean())
-        result = {
+        result: dict[str, Any] = {
             "mean_return": estimate.value,
             "low": estimate.value if estimate.low is None else estimate.low,
             "high": estimate.value if estimate.high is None else estimate.high,
             "episodes": 0,
-            "reference": reference,
-            "reference_kind": "exact",
-            "gap": relative_gap(estimate.value, reference, better="higher"),
+            "optimum": float(best.mean()),
             "regret": float((best - own).mean()),
             "nominal_value": float(evaluate(self.mdp, table).start.mean()),
             "robust_value": float(evaluate(self.mdp, table, self.ball).start.mean()),
         }
+        gap = relative_gap(estimate.value, result["optimum"], better="higher")
+        if gap is not None:
+            result |= {"reference": result["optimum"], "reference_kind": "exact", "gap": gap}
         if self.reference is not None:
             regularized = evaluate(self.mdp, table, self.ambiguity, reference=self.reference).start
             optimum = optimal(self.mdp, self.ambiguity, reference=self.reference).start

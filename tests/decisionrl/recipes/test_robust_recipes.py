@@ -18,7 +18,7 @@ from decisionrl.names import UnknownNameError
 from decisionrl.recipes import metadata, recipe
 from decisionrl.recipes.linear_mdp import INSTANCES
 from decisionrl.robust.ambiguity import RadiusError
-from decisionrl.robust.dynamic_programming import evaluate
+from decisionrl.robust.dynamic_programming import evaluate, optimal
 from decisionrl.robust.reference import ReferencePolicyError
 from decisionrl.trainer import Trainer
 
@@ -84,7 +84,7 @@ def test_every_recipe_on_every_instance(name: str, instance: str) -> None:
     assert found["low"] <= found["mean_return"] <= found["high"]
     assert found["regret"] >= -1e-9
     assert found["robust_value"] <= found["nominal_value"] + 1e-12
-    assert found["reference"] - found["mean_return"] == pytest.approx(found["regret"])
+    assert found["optimum"] - found["mean_return"] == pytest.approx(found["regret"])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -158,8 +158,6 @@ def test_the_put_option_is_never_worth_more_than_its_lattice_allows() -> None:
     for name in NAMES:
         found = trained(name, 50, instance="american-put", runs=4)
         world = found.evaluate.mdp  # type: ignore[union-attr]
-        from decisionrl.robust.dynamic_programming import optimal
-
         own = evaluate(world, found.policy.probabilities()).start  # type: ignore[operator]
         assert own.shape == (4,)
         assert (own <= optimal(world).start + 1e-9).all()
@@ -182,6 +180,7 @@ def test_parts_end_with_the_policy_of_the_whole_dataset() -> None:
         ("dr_lsvi_ucb", {"instance_options": {"xi_norm": 0.5}}, ValueError, "xi_norm = 0.5"),
         ("dr_lsvi_ucb", {"radius": 1.5}, RadiusError, r"radius\[0, 3\] = 1.5; valid: in \[0, 1\]"),
         ("dr_rpo", {"reference": [0.0] + [1 / 15] * 15}, ReferencePolicyError, "valid: positive probabilities"),
+        ("dr_rpo", {"reference": [0.5, 0.5]}, ValueError, "valid: a probability for each of the 16 actions"),
         ("dr_rpo", {"eta": -1.0}, ValueError, "eta = -1.0"),
         ("dr_rpo", {"alpha": 0.0}, ValueError, "alpha = 0.0"),
         ("dr_rpo", {"transitions": "free"}, ValueError, "transitions = 'free'; valid: constrained, regularized"),
@@ -194,6 +193,17 @@ def test_parts_end_with_the_policy_of_the_whole_dataset() -> None:
 def test_refusals(name: str, arguments: dict[str, Any], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         recipe(name)(**arguments)
+
+
+def test_an_option_that_nobody_exercises_has_no_gap(tmp_path: Path) -> None:
+    """Above the strike and against the worst prices it is worth nothing."""
+    words = ["train", "dr_lsvi_ucb", "--set", "instance=american-put", "--set", "radius=1.0", "--steps", "5"]
+    options = ["--set", 'instance_options={"start_price": 101, "horizon": 4}', "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(cli, [*words, *options])
+    assert result.exit_code == 0, result.output
+    found = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert found["optimum"] == found["mean_return"] == 0
+    assert "gap" not in found
 
 
 def test_the_command_line(tmp_path: Path) -> None:

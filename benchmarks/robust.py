@@ -48,6 +48,8 @@ POINTS = 80
 CHUNK = 32
 """Policies that are evaluated at once."""
 
+ROUNDING = 1e-12
+
 PERTURBATION = "perturbation"
 REGRET = "cumulative regret"
 EPISODES = "episodes"
@@ -124,7 +126,8 @@ class LearnCase:
             rows += regret_rows(watch.regret)
             main, curves["growth"] = regret_curves(watch.regret)
         else:
-            main = banded(EPISODES, watch.yardstick.label, watch.episodes, watch.values.mT, reference=watch.reference)
+            best = float(watch.yardstick.best.mean())
+            main = banded(EPISODES, watch.yardstick.label, watch.episodes, best - watch.regret.mT, reference=best)
         seconds = Measurement("seconds_per_run", watch.clock.cpu / self.setting.runs)
         return CaseResult([*rows, seconds], Series(curve=main, curves=curves))
 
@@ -267,19 +270,10 @@ class Watch(Callback):
         self.clock.stop()
 
     @property
-    def values(self) -> Tensor:
-        """[policies, runs]"""
-        return torch.cat(self._values)
-
-    @property
-    def reference(self) -> float:
-        """The largest value, averaged over runs."""
-        return float(self.yardstick.best.mean())
-
-    @property
     def regret(self) -> Tensor:
-        """How far the values are from the largest, [policies, runs]."""
-        return self.yardstick.best - self.values
+        """How far the values are from the largest there are, [policies, runs]; 0 where only by rounding."""
+        regret = self.yardstick.best - torch.cat(self._values)
+        return torch.where(regret.abs() < ROUNDING, 0.0, regret)
 
     def _keep(self, trainer: Trainer) -> None:
         self.episodes.append(trainer.step)

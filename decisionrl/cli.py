@@ -17,7 +17,11 @@ import click
 import decisionrl
 from decisionrl.names import UnknownNameError, pick
 
-SUITES = {"inventory": "decisionrl.benchmarks.inventory", "control": "decisionrl.benchmarks.control"}
+SUITES = {
+    "inventory": "decisionrl.benchmarks.inventory",
+    "control": "decisionrl.benchmarks.control",
+    "robust": "decisionrl.benchmarks.robust",
+}
 """Suite name -> module with ``cases(profile, data) -> list[Case]``."""
 
 SET_HELP = "Any argument of the recipe; store.lead_time=2 sets a field of the setting. May be repeated."

@@ -32,8 +32,21 @@ RECIPES = {
     "xrpo": "decisionrl.recipes.xrpo",
     "gtpo": "decisionrl.recipes.gtpo",
     "ares": "decisionrl.recipes.ares",
+    "dr_rpo": "decisionrl.recipes.dr_rpo",
+    "dr_lsvi_ucb": "decisionrl.recipes.dr_lsvi_ucb",
+    "lsvi_ucb": "decisionrl.recipes.lsvi_ucb",
+    "pevi": "decisionrl.recipes.pevi",
+    "drpvi": "decisionrl.recipes.drpvi",
+    "va_drpvi": "decisionrl.recipes.va_drpvi",
+    "r2pvi": "decisionrl.recipes.r2pvi",
 }
 """Recipe name -> module that holds a function of that name and METADATA; imported when used."""
+
+LINEAR_MDPS = ("dr_rpo", "dr_lsvi_ucb", "lsvi_ucb", "pevi", "drpvi", "va_drpvi", "r2pvi")
+"""The recipes on linear MDPs."""
+
+ON_ENVIRONMENTS = tuple(name for name in RECIPES if name not in ("hdpo", *LINEAR_MDPS))
+"""The recipes on any environment."""
 
 
 def recipe(name: str) -> Callable[..., Experiment]:

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -67,6 +68,7 @@ _STYLE: Any = {  # keys are plain strings or literals, by the version of matplot
 }
 _DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1, 1.2)))  # of the first, second and third round of colors
 _LONGEST_PATH = 150  # periods of a sample path that are still legible
+_LABEL_WIDTH = 26  # letters of an axis label in one line
 _NAMED_LINES = 6  # lines of one panel that get a color and a name
 _LABELED_EDGES = 24  # edges of a network that still have room for a label
 
@@ -120,7 +122,7 @@ def curve_figure(
         few_decades = math.log10(max(axes.get_ylim()) / min(axes.get_ylim())) < 1.6
         axes.yaxis.set_minor_formatter(FuncFormatter(_percent) if few_decades else NullFormatter())
     else:
-        axes.set_ylabel(first.y_label)
+        axes.set_ylabel(textwrap.fill(first.y_label, _LABEL_WIDTH))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         for level in (first.reference, first.target):
             if level is not None:

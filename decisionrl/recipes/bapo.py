@@ -6,9 +6,8 @@ from typing import Unpack
 
 from decisionrl.experiment import Experiment
 from decisionrl.objectives.adaptive_clipping import BalancedClip, Contribution
-from decisionrl.recipes.bases import BaseName
-from decisionrl.recipes.bases import base as make_base
-from decisionrl.recipes.control import Control, ControlOptions, own_options
+from decisionrl.recipes.bases import BasedControl, BasedOptions
+from decisionrl.recipes.control import own_options
 from decisionrl.recipes.presets import tuned
 
 METADATA = {
@@ -23,12 +22,6 @@ METADATA = {
 @tuned
 def bapo(
     *,
-    base: BaseName = "group",
-    groups: int = 8,
-    group_size: int = 8,
-    horizon: int = 256,
-    gamma: float = 0.99,
-    gae_lambda: float = 0.95,
     target: float = 0.4,
     low_start: float = 0.6,
     low_end: float = 0.9,
@@ -36,37 +29,24 @@ def bapo(
     high_end: float = 3.0,
     contribution: Contribution = "value",
     old_probability: bool = True,
-    epochs: int = 4,
-    minibatch: int | None = None,
-    **common: Unpack[ControlOptions],
+    **common: Unpack[BasedOptions],
 ) -> Experiment:
     """GRPO, or PPO, with bounds on the ratio that are found anew for every minibatch.
 
     target: the share of the loss that steps with A > 0 are to have. low_start, low_end: the range of the lower bound;
     high_start, high_end: of the upper one. contribution: see ``BalancedClip``. old_probability: weigh steps by pi_old,
     as in the paper; not for continuous actions.
-    base: "group" compares ``group_size`` episodes from each of ``groups`` starts, as GRPO does; "critic" has windows of
-    ``horizon`` steps and generalized advantage estimation, as PPO does. minibatch: episodes in one, or single steps
-    with a critic; None: all.
+    What the base is: see ``BasedControl``.
     """
     options = own_options(locals())
-    control = Control(**common)
+    control = BasedControl(**common)
     if old_probability:
         control.require_probabilities("BAPO with old_probability = True")
-    parts = make_base(
-        control,
+    base = control.based()
+    return control.experiment_on(
         base,
-        groups=groups,
-        group_size=group_size,
-        horizon=horizon,
-        gamma=gamma,
-        gae_lambda=gae_lambda,
-    )
-    return control.experiment(
         "bapo",
-        policy=parts.policy,
-        source=parts.source,
-        objective=parts.objective(
+        objective=base.objective(
             BalancedClip(
                 target=target,
                 low=(low_start, low_end),
@@ -75,9 +55,6 @@ def bapo(
                 old_probability=old_probability,
             )
         ),
-        epochs=epochs,
-        minibatch=minibatch,
-        unit=parts.unit,
         metadata=METADATA,
         options=options,
     )

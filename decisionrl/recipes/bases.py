@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from decisionrl.experience.episodes import EpisodeSource
 from decisionrl.experience.rollouts import RolloutSource
 from decisionrl.experience.source import Source
+from decisionrl.experiment import Experiment
 from decisionrl.minibatches import Unit
 from decisionrl.objectives.aggregation import Aggregation, seq_mean_token_mean, token_mean
 from decisionrl.objectives.policy_gradient import PolicyGradient
@@ -20,9 +21,22 @@ from decisionrl.pipeline.curricula import FreshStarts, Starts
 from decisionrl.pipeline.group_advantages import GroupNormalized
 from decisionrl.policies.actor_critic import ActorCritic
 from decisionrl.policies.recurrent import RecurrentActorCritic
-from decisionrl.recipes.control import Control
+from decisionrl.recipes.control import Control, ControlOptions
 
 BaseName = Literal["group", "critic"]
+
+
+class BasedOptions(ControlOptions, total=False):
+    """The arguments that every recipe with a choice of the base takes; see :class:`BasedControl`."""
+
+    base: BaseName
+    groups: int
+    group_size: int
+    horizon: int
+    gamma: float
+    gae_lambda: float
+    epochs: int
+    minibatch: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,54 +60,78 @@ class Base:
         return PolicyGradient(surrogate=surrogate, **{**own, **parts})
 
 
-def base(
-    control: Control,
-    kind: BaseName,
-    *,
-    groups: int,
-    group_size: int,
-    horizon: int,
-    gamma: float,
-    gae_lambda: float,
-    aggregate: Aggregation = seq_mean_token_mean,
-    advantage: PipelineStep | None = None,
-    starts: Starts | None = None,
-    then: Sequence[PipelineStep] = (),
-) -> Base:
-    """Groups of episodes, or streams with a critic.
+@dataclass(frozen=True, kw_only=True)
+class BasedControl(Control):
+    """An environment, the networks, the optimizer, and where advantages come from.
 
-    kind: "group": ``group_size`` episodes from each of ``groups`` starts, ``advantage`` (default: GRPO's) and
-    ``aggregate``; sequences stay whole. "critic": windows of ``horizon`` steps with generalized advantage estimation,
-    cut into single steps, as in PPO. then: further steps of the pipeline.
-
-    Raises:
-        ValueError: no such kind.
+    Attributes:
+        base: "group" compares ``group_size`` episodes from each of ``groups`` starts, as GRPO does, and keeps sequences
+            whole; "critic" has windows of ``horizon`` steps and generalized advantage estimation and cuts them into
+            single steps, as PPO does.
+        gamma, gae_lambda: of the critic's advantages.
+        epochs: passes over a batch.
+        minibatch: episodes in one, or single steps with a critic; None: all.
     """
-    if kind not in get_args(BaseName):
-        raise ValueError(f"base = {kind!r}; valid: {', '.join(get_args(BaseName))}")
-    if kind == "group":
-        policy = control.policy(critic=False)
-        source: Source = EpisodeSource(
-            control.world,
+
+    base: BaseName = "group"
+    groups: int = 8
+    group_size: int = 8
+    horizon: int = 256
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    epochs: int = 4
+    minibatch: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.base not in get_args(BaseName):
+            raise ValueError(f"base = {self.base!r}; valid: {', '.join(get_args(BaseName))}")
+
+    def based(
+        self,
+        *,
+        aggregate: Aggregation = seq_mean_token_mean,
+        advantage: PipelineStep | None = None,
+        starts: Starts | None = None,
+        then: Sequence[PipelineStep] = (),
+    ) -> Base:
+        """The base. With groups it has this aggregation, advantage (default: GRPO's) and these starts (default: fresh
+        ones); with either the pipeline goes on with ``then``."""
+        if self.base == "group":
+            policy = self.policy(critic=False)
+            source: Source = EpisodeSource(
+                self.world,
+                policy,
+                starts=starts or FreshStarts(groups=self.groups, group_size=self.group_size),
+                pipeline=[advantage or GroupNormalized(), *then],
+                seed=self.seed,
+            )
+            return Base(policy=policy, source=source, unit="sequence", aggregate=aggregate)
+        policy = self.policy(critic=True)
+        source = RolloutSource(
+            self.world,
             policy,
-            starts=starts or FreshStarts(groups=groups, group_size=group_size),
-            pipeline=[advantage or GroupNormalized(), *then],
-            seed=control.seed,
+            horizon=self.horizon,
+            pipeline=[GAE(gamma=self.gamma, lam=self.gae_lambda), *then],
+            seed=self.seed,
         )
-        return Base(policy=policy, source=source, unit="sequence", aggregate=aggregate)
-    policy = control.policy(critic=True)
-    source = RolloutSource(
-        control.world,
-        policy,
-        horizon=horizon,
-        pipeline=[GAE(gamma=gamma, lam=gae_lambda), *then],
-        seed=control.seed,
-    )
-    return Base(
-        policy=policy,
-        source=source,
-        unit="sequence" if control.recurrent else "step",
-        aggregate=token_mean,
-        value_loss=ValueLoss(),
-        normalize_advantage=True,
-    )
+        return Base(
+            policy=policy,
+            source=source,
+            unit="sequence" if self.recurrent else "step",
+            aggregate=token_mean,
+            value_loss=ValueLoss(),
+            normalize_advantage=True,
+        )
+
+    def experiment_on(self, base: Base, recipe: str, **parts: Any) -> Experiment:
+        """``Control.experiment`` on a base, with the epochs and minibatches of these arguments."""
+        return self.experiment(
+            recipe,
+            policy=base.policy,
+            source=base.source,
+            unit=base.unit,
+            epochs=self.epochs,
+            minibatch=self.minibatch,
+            **parts,
+        )

@@ -9,9 +9,8 @@ from decisionrl.objectives.adaptive_clipping import DynamicClip
 from decisionrl.objectives.aggregation import only_token_mean
 from decisionrl.pipeline.curricula import UniformStarts
 from decisionrl.pipeline.trackers import SmoothStandardized
-from decisionrl.recipes.bases import BaseName
-from decisionrl.recipes.bases import base as make_base
-from decisionrl.recipes.control import Control, ControlOptions, own_options
+from decisionrl.recipes.bases import BasedControl, BasedOptions
+from decisionrl.recipes.control import own_options
 from decisionrl.recipes.presets import tuned
 
 METADATA = {
@@ -26,52 +25,30 @@ METADATA = {
 @tuned
 def dcpo(
     *,
-    base: BaseName = "group",
     num_starts: int = 64,
-    groups: int = 8,
-    group_size: int = 8,
-    horizon: int = 256,
-    gamma: float = 0.99,
-    gae_lambda: float = 0.95,
     clip_low: float = 0.16,
     clip_high: float = 0.2,
     clip_cap: float = 10.0,
-    epochs: int = 4,
-    minibatch: int | None = None,
-    **common: Unpack[ControlOptions],
+    **common: Unpack[BasedOptions],
 ) -> Experiment:
     """Groups whose starts come back, and bounds ``|r - 1| pi <= eps`` on the ratio r.
 
     num_starts: the groups' starts are drawn from as many, so that a start is visited again. clip_low, clip_high: eps
     below and above. clip_cap: the largest upper bound. With base = "critic" the clip is all that is left of the
     method.
-    base: "group" compares ``group_size`` episodes from each of ``groups`` starts, as GRPO does; "critic" has windows of
-    ``horizon`` steps and generalized advantage estimation, as PPO does. minibatch: episodes in one, or single steps
-    with a critic; None: all.
+    What the base is: see ``BasedControl``.
     """
     options = own_options(locals())
-    control = Control(**common)
+    control = BasedControl(**common)
     control.require_probabilities("DCPO's clip")
-    parts = make_base(
-        control,
+    starts = None
+    if control.base == "group":
+        starts = UniformStarts(num_starts=num_starts, groups=control.groups, group_size=control.group_size)
+    base = control.based(aggregate=only_token_mean, advantage=SmoothStandardized(), starts=starts)
+    return control.experiment_on(
         base,
-        groups=groups,
-        group_size=group_size,
-        horizon=horizon,
-        gamma=gamma,
-        gae_lambda=gae_lambda,
-        aggregate=only_token_mean,
-        advantage=SmoothStandardized(),
-        starts=UniformStarts(num_starts=num_starts, groups=groups, group_size=group_size),
-    )
-    return control.experiment(
         "dcpo",
-        policy=parts.policy,
-        source=parts.source,
-        objective=parts.objective(DynamicClip(low=clip_low, high=clip_high, cap=clip_cap)),
-        epochs=epochs,
-        minibatch=minibatch,
-        unit=parts.unit,
+        objective=base.objective(DynamicClip(low=clip_low, high=clip_high, cap=clip_cap)),
         metadata=METADATA,
         options=options,
     )

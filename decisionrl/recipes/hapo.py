@@ -8,9 +8,8 @@ from decisionrl.experiment import Experiment
 from decisionrl.objectives.aggregation import token_mean
 from decisionrl.objectives.heterogeneous import HeterogeneousClip
 from decisionrl.pipeline.group_advantages import TokenGroupAverage
-from decisionrl.recipes.bases import BaseName
-from decisionrl.recipes.bases import base as make_base
-from decisionrl.recipes.control import Control, ControlOptions, own_options
+from decisionrl.recipes.bases import BasedControl, BasedOptions
+from decisionrl.recipes.control import own_options
 from decisionrl.recipes.presets import tuned
 
 METADATA = {
@@ -25,20 +24,12 @@ METADATA = {
 @tuned
 def hapo(
     *,
-    base: BaseName = "group",
-    groups: int = 8,
-    group_size: int = 8,
-    horizon: int = 256,
-    gamma: float = 0.99,
-    gae_lambda: float = 0.95,
     clip_low: float = 0.2,
     clip_high: float = 0.28,
     alpha: float = 1.0,
     beta: float = 1.0,
     rho: float = 0.8,
-    epochs: int = 4,
-    minibatch: int | None = None,
-    **common: Unpack[ControlOptions],
+    **common: Unpack[BasedOptions],
 ) -> Experiment:
     """GRPO, or PPO, that treats a step by the policy's entropy there.
 
@@ -46,32 +37,19 @@ def hapo(
     uncertain steps from confident ones. The paper also samples uncertain steps at a higher temperature; here all are
     sampled at 1. log H needs H > 0, which an entropy of continuous actions need not be. With base = "critic" the
     advantages are PPO's.
-    base: "group" compares ``group_size`` episodes from each of ``groups`` starts, as GRPO does; "critic" has windows of
-    ``horizon`` steps and generalized advantage estimation, as PPO does. minibatch: episodes in one, or single steps
-    with a critic; None: all.
+    What the base is: see ``BasedControl``.
     """
     options = own_options(locals())
-    control = Control(**common)
+    control = BasedControl(**common)
     control.require_probabilities("HAPO, which takes the logarithm of the entropy,")
-    parts = make_base(
-        control,
-        base,
-        groups=groups,
-        group_size=group_size,
-        horizon=horizon,
-        gamma=gamma,
-        gae_lambda=gae_lambda,
+    base = control.based(
         aggregate=token_mean,
         advantage=TokenGroupAverage(),
     )
-    return control.experiment(
+    return control.experiment_on(
+        base,
         "hapo",
-        policy=parts.policy,
-        source=parts.source,
-        objective=parts.objective(HeterogeneousClip(low=clip_low, high=clip_high, alpha=alpha, beta=beta, rho=rho)),
-        epochs=epochs,
-        minibatch=minibatch,
-        unit=parts.unit,
+        objective=base.objective(HeterogeneousClip(low=clip_low, high=clip_high, alpha=alpha, beta=beta, rho=rho)),
         metadata=METADATA,
         options=options,
     )

@@ -6,9 +6,8 @@ from typing import Unpack
 
 from decisionrl.experiment import Experiment
 from decisionrl.objectives.surrogates import SoftGate
-from decisionrl.recipes.bases import BaseName
-from decisionrl.recipes.bases import base as make_base
-from decisionrl.recipes.control import Control, ControlOptions, own_options
+from decisionrl.recipes.bases import BasedControl, BasedOptions
+from decisionrl.recipes.control import own_options
 from decisionrl.recipes.presets import tuned
 
 METADATA = {
@@ -23,48 +22,26 @@ METADATA = {
 @tuned
 def sapo(
     *,
-    base: BaseName = "group",
-    groups: int = 8,
-    group_size: int = 8,
-    horizon: int = 256,
-    gamma: float = 0.99,
-    gae_lambda: float = 0.95,
     tau_positive: float = 1.0,
     tau_negative: float = 1.05,
     entropy_coefficient: float = 0.0,
-    epochs: int = 4,
-    minibatch: int | None = None,
-    **common: Unpack[ControlOptions],
+    **common: Unpack[BasedOptions],
 ) -> Experiment:
     """GRPO, or PPO, with the loss ``-(4 / tau) sigmoid(tau (r - 1)) A``.
 
     tau_positive, tau_negative: how fast steps with A > 0, and the others, fade. The paper's 1 leaves a ratio of 2 four
     fifths of its weight: enough of a bound for GRPO's groups, but CartPole with a critic and 8 epochs took about 20.
-    base: "group" compares ``group_size`` episodes from each of ``groups`` starts, as GRPO does; "critic" has windows of
-    ``horizon`` steps and generalized advantage estimation, as PPO does. minibatch: episodes in one, or single steps
-    with a critic; None: all.
+    What the base is: see ``BasedControl``.
     """
     options = own_options(locals())
-    control = Control(**common)
-    parts = make_base(
-        control,
+    control = BasedControl(**common)
+    base = control.based()
+    return control.experiment_on(
         base,
-        groups=groups,
-        group_size=group_size,
-        horizon=horizon,
-        gamma=gamma,
-        gae_lambda=gae_lambda,
-    )
-    return control.experiment(
         "sapo",
-        policy=parts.policy,
-        source=parts.source,
-        objective=parts.objective(
+        objective=base.objective(
             SoftGate(tau_positive=tau_positive, tau_negative=tau_negative), entropy_coefficient=entropy_coefficient
         ),
-        epochs=epochs,
-        minibatch=minibatch,
-        unit=parts.unit,
         metadata=METADATA,
         options=options,
     )

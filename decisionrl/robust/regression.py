@@ -144,45 +144,38 @@ class RecursiveLeastSquares:
     def __init__(self, problem: Problem, *, runs: int, ridge: float) -> None:
         _check_ridge(ridge)
         stages, states, _, d = problem.shape
-        like = problem.rewards
         self.problem, self.runs = problem, runs
-        self._inverse = (torch.eye(d, dtype=like.dtype, device=like.device) / ridge).repeat(runs * stages, 1, 1)
-        self._coefficients = like.new_zeros(runs * stages, d, states + 1)
-        self.log_volume = like.new_zeros(runs, stages)
+        # [Lambda^{-1} | C], which one product and one update of rank one serve together.
+        self._solved = problem.rewards.new_zeros(runs * stages, d, d + states + 1)
+        self._solved[:, range(d), range(d)] = 1 / ridge
+        self.log_volume = problem.rewards.new_zeros(runs, stages)
 
     def add(self, episodes: Episodes) -> None:
         """Take in one episode of every run: states [runs, H + 1]."""
-        stages, states, actions, _ = self.problem.shape
-        pairs = episodes.states[:, :-1] * actions + episodes.actions
-        phi = self.problem.features_of(pairs).flatten(0, 1).unsqueeze(-1)
-        outcome = phi.new_zeros(len(phi), 1, states + 1)
-        outcome.scatter_(2, episodes.states[:, 1:].reshape(-1, 1, 1), 1.0)
-        outcome[:, 0, states] = episodes.rewards.flatten()
-
-        spread = self._inverse @ phi
-        growth = 1 + phi.mT @ spread
-        gain = spread / growth
-        error = outcome - phi.mT @ self._coefficients
-        self._inverse.baddbmm_(gain, spread.mT, alpha=-1)
-        self._coefficients.baddbmm_(gain, error)
-        self.log_volume += growth.view(-1, stages).log()
+        _, _, actions, d = self.problem.shape
+        states = episodes.states
+        phi = self.problem.features_of(states[:, :-1] * actions + episodes.actions).flatten(0, 1).unsqueeze(-1)
+        change = phi.mT @ self._solved
+        gain = change[..., :d].mT
+        growth = 1 + phi.mT @ gain
+        gain = gain / growth
+        change.neg_()
+        change.scatter_add_(2, states[:, 1:].reshape(-1, 1, 1) + d, torch.ones_like(growth))
+        change[..., -1:] += episodes.rewards.reshape(-1, 1, 1)
+        self._solved.baddbmm_(gain, change)
+        self.log_volume += growth.view_as(self.log_volume).log()
 
     def estimates(self) -> Estimates:
         """Views of the current statistics, valid until the next ``add``."""
-        stages, states, _, d = self.problem.shape
-        coefficients = self._coefficients.view(self.runs, stages, d, states + 1)
-        return Estimates(
-            inverse=self._inverse.view(self.runs, stages, d, d),
-            transitions=coefficients[..., :states],
-            rewards=coefficients[..., states],
-        )
+        stages, _, _, d = self.problem.shape
+        solved = self._solved.view(self.runs, stages, d, -1)
+        return Estimates(inverse=solved[..., :d], transitions=solved[..., d:-1], rewards=solved[..., -1])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"inverse": self._inverse, "coefficients": self._coefficients, "log_volume": self.log_volume}
+        return {"solved": self._solved, "log_volume": self.log_volume}
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        self._inverse.copy_(state["inverse"])
-        self._coefficients.copy_(state["coefficients"])
+        self._solved.copy_(state["solved"])
         self.log_volume.copy_(state["log_volume"])
 
 

@@ -650,7 +650,7 @@ def test_a_plan_that_is_not_finite_is_not_saved() -> None:
     mdp = five_state()
     learner = make(mdp, runs=1)
     batch = episode(uniform_episodes(mdp, 1, 1), 0)
-    learner.regression.state_dict()["inverse"].fill_(torch.nan)
+    learner.regression.state_dict()["solved"].fill_(torch.nan)
     learner.update(batch)
     with pytest.raises(NonFiniteError, match="update 1: Q is not finite"):
         learner.state_dict()

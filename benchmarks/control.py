@@ -35,7 +35,7 @@ from decisionrl.evaluation.statistics import Estimate
 from decisionrl.experience.trajectories import Trajectories
 from decisionrl.experiment import Experiment
 from decisionrl.minibatches import MinibatchLearner
-from decisionrl.recipes import RECIPES, recipe
+from decisionrl.recipes import ON_ENVIRONMENTS, recipe
 from decisionrl.recipes.presets import preset
 
 EVALUATION_SEED = 20_260_201
@@ -205,7 +205,7 @@ class Environment:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-OTHERS = tuple(name for name in RECIPES if name not in ("ppo", "hdpo"))
+OTHERS = tuple(name for name in ON_ENVIRONMENTS if name != "ppo")
 """Every recipe for control but PPO, which stands beside its peer."""
 
 REST = ("reinforce", "grpo")

@@ -448,9 +448,11 @@ def _print_result(result: Mapping[str, Any]) -> None:
     value, low, high = result[key], result["low"], result["high"]
     if key == "mean_profit":
         low, high = -high, -low
-    text = (
-        f"{key.replace('_', ' ')} {value:.5g}  95 % interval {low:.5g} to {high:.5g}  ({result['episodes']} episodes)"
-    )
+    text = f"{key.replace('_', ' ')} {value:.5g}"
+    if result["episodes"]:
+        text += f"  95 % interval {low:.5g} to {high:.5g}  ({result['episodes']} episodes)"
+    else:
+        text += f"  exact, {low:.5g} to {high:.5g} over runs"
     if result.get("reference") is not None:
         text += f"\n{result['reference_kind']} reference {result['reference']:.5g}  gap {100 * result['gap']:.3f} %"
     click.echo(text)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from decisionrl.policies.actor_critic import Steps
 from decisionrl.policies.distributions import Categorical
-from decisionrl.policies.evaluation import Batch, Evaluation
+from decisionrl.policies.evaluation import Batch, Evaluation, Observation
 
 
 class SoftmaxLinear(nn.Module):
@@ -67,12 +67,14 @@ class SoftmaxLinear(nn.Module):
         logits = torch.einsum("hsad,hd->hsa", self.features[:-1], self.weight)
         return (self.eta * logits).softmax(-1)
 
-    def act(self, observation: Tensor, state: None = None, *, noise: Tensor | None = None) -> tuple[Tensor, None]:
+    def act(
+        self, observation: Observation, state: Tensor | None = None, *, noise: Tensor | None = None
+    ) -> tuple[Tensor, None]:
         """Actions [N] for observations [N, 2]: the likeliest, or what the noise of :meth:`sample_noise` leads to."""
         logits = self._logits(*_stage_and_state(observation))
         return (self.head.mode(logits) if noise is None else self.head.sample(logits, noise)), None
 
-    def value(self, observation: Tensor, state: None = None) -> Float[Tensor, " n"] | None:
+    def value(self, observation: Observation, state: Tensor | None = None) -> Float[Tensor, " n"] | None:
         """V_h(s) [N]; None without a critic."""
         return None if self.values is None else self._value(self.values, *_stage_and_state(observation))
 
@@ -92,8 +94,9 @@ class SoftmaxLinear(nn.Module):
             value=None if self.values is None else steps.put(self._value(self.values, h, s)),
         )
 
-    def initial_state(self, n: int) -> None:
+    def initial_state(self, n: int) -> Tensor | None:
         """None: there is no memory."""
+        return None
 
     def sample_noise(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
         """Noise for ``shape`` actions, [*shape, A], such as [steps, copies, A] for a whole rollout."""
@@ -108,5 +111,7 @@ class SoftmaxLinear(nn.Module):
         return torch.where(inside, values[h.clamp(max=len(values) - 1), s], 0.0)
 
 
-def _stage_and_state(observation: Tensor) -> tuple[Tensor, Tensor]:
+def _stage_and_state(observation: Observation) -> tuple[Tensor, Tensor]:
+    if not isinstance(observation, Tensor):
+        raise TypeError(f"observation is {type(observation).__name__}; valid: a tensor [..., 2]")
     return observation[..., 0], observation[..., 1]

@@ -19,9 +19,7 @@ from decisionrl.pipeline import PipelineStep
 from decisionrl.pipeline.advantages import GAE
 from decisionrl.pipeline.curricula import FreshStarts, Starts
 from decisionrl.pipeline.group_advantages import GroupNormalized
-from decisionrl.policies.actor_critic import ActorCritic
-from decisionrl.policies.recurrent import RecurrentActorCritic
-from decisionrl.recipes.control import Control, ControlOptions
+from decisionrl.recipes.control import Control, ControlOptions, ControlPolicy
 
 BaseName = Literal["group", "critic"]
 
@@ -43,7 +41,7 @@ class BasedOptions(ControlOptions, total=False):
 class Base:
     """A policy with its source of advantages, and what an objective needs to fit them."""
 
-    policy: ActorCritic | RecurrentActorCritic
+    policy: ControlPolicy
     source: Source
     unit: Unit
     aggregate: Aggregation

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 import gymnasium
 import torch
@@ -14,6 +14,8 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
 from decisionrl.callbacks import OnProgress
+from decisionrl.envs.copies import Copies
+from decisionrl.envs.linear_mdp import LinearMDP
 from decisionrl.envs.make import EnvLike, env_name, make_world
 from decisionrl.envs.world import World
 from decisionrl.evaluation.episodes import ReturnEvaluator
@@ -23,9 +25,13 @@ from decisionrl.learner import GradientLearner, Objective
 from decisionrl.minibatches import MinibatchLearner, Unit
 from decisionrl.policies.actor_critic import ActorCritic
 from decisionrl.policies.encoders import Activation
+from decisionrl.policies.linear import SoftmaxLinear
 from decisionrl.policies.recurrent import RecurrentActorCritic
 from decisionrl.recipes.schedules import linear_decay
 from decisionrl.seeding import generator
+
+Network = Literal["mlp", "linear"]
+ControlPolicy = ActorCritic | RecurrentActorCritic | SoftmaxLinear
 
 
 class ControlOptions(TypedDict, total=False):
@@ -38,6 +44,7 @@ class ControlOptions(TypedDict, total=False):
     workers: int
     max_steps: int | None
     steps: int
+    network: Network
     hidden: list[int]
     activation: Activation
     recurrent: bool
@@ -66,6 +73,8 @@ class Control:
         workers: 0 steps them in this process, ``num_envs`` each in its own.
         max_steps: truncate episodes of as many steps; needed where an environment never ends one.
         steps: environment steps to train for.
+        network: "mlp" (convolutions first, for images), or "linear" in the features of a linear MDP, a
+            softmax with weights for every stage; its other networks' options are not looked at.
         hidden: widths of the hidden layers (after the convolutions, for images).
         activation: "tanh", "relu" or "elu".
         recurrent: a GRU behind the encoder.
@@ -87,6 +96,7 @@ class Control:
     workers: int = 0
     max_steps: int | None = None
     steps: int = 100_000
+    network: Network = "mlp"
     hidden: Sequence[int] = (64, 64)
     activation: Activation = "tanh"
     recurrent: bool = False
@@ -126,8 +136,16 @@ class Control:
             device=self.device,
         )
 
-    def policy(self, *, critic: bool) -> ActorCritic | RecurrentActorCritic:
-        """The networks, with or without a critic."""
+    def policy(self, *, critic: bool) -> ControlPolicy:
+        """The networks, with or without a critic.
+
+        Raises:
+            ValueError: network is neither, or linear and the environment has no features.
+        """
+        if self.network not in get_args(Network):
+            raise ValueError(f"network = {self.network!r}; valid: {', '.join(get_args(Network))}")
+        if self.network == "linear":
+            return self._linear(critic=critic)
         kind = RecurrentActorCritic if self.recurrent else ActorCritic
         return kind(
             self.world.observation_space,
@@ -141,6 +159,15 @@ class Control:
             normalize_observations=self.normalize_observations,
             generator=generator(self.seed, "policy"),
         ).to(self.device)
+
+    def _linear(self, *, critic: bool) -> SoftmaxLinear:
+        mdp = getattr(self.world.envs[0].unwrapped, "mdp", None) if isinstance(self.world, Copies) else None
+        if not isinstance(mdp, LinearMDP):
+            raise ValueError(
+                f"network = 'linear'; valid with an environment of decisionrl.envs.linear_mdp in this process, "
+                f"not with {self.world.name}"
+            )
+        return SoftmaxLinear(mdp.features, horizon=mdp.horizon, critic=critic, dtype=torch.float32).to(self.device)
 
     def optimizer(self, policy: nn.Module) -> torch.optim.Adam:
         """Adam on all of the policy."""
@@ -181,7 +208,7 @@ class Control:
         self,
         recipe: str,
         *,
-        policy: ActorCritic | RecurrentActorCritic,
+        policy: ControlPolicy,
         source: Source,
         objective: Objective,
         optimizer: torch.optim.Optimizer | None = None,

@@ -15,9 +15,9 @@ from decisionrl.minibatches import MinibatchLearner
 from decisionrl.objectives.policy_gradient import PolicyGradient
 from decisionrl.pipeline import PipelineStep
 from decisionrl.pipeline.curricula import FreshStarts
-from decisionrl.recipes import RECIPES, recipe
+from decisionrl.recipes import ON_ENVIRONMENTS, recipe
 
-NAMES = [name for name in RECIPES if name != "hdpo"]
+NAMES = [*ON_ENVIRONMENTS]
 """The recipes on environments."""
 
 SIZES = {

@@ -74,6 +74,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "horizon": 1024,
             "gamma": 0.9,
             "learning_rate": 1e-3,
+            "anneal": True,
             "steps": 300_000,
         },
     },

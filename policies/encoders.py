@@ -73,14 +73,14 @@ class OneHot(Encoder):
 
     def __init__(self, sizes: Sequence[int], *, start: Sequence[int]) -> None:
         super().__init__()
-        self.features = sum(sizes)
+        self.features, self.parts = sum(sizes), len(sizes)
         column = [i for i, size in enumerate(sizes) for _ in range(size)]
         value = [first + j for size, first in zip(sizes, start, strict=True) for j in range(size)]
         self.register_buffer("column", torch.tensor(column), persistent=False)
         self.register_buffer("value", torch.tensor(value), persistent=False)
 
     def forward(self, observation: Int[Tensor, "n ..."]) -> Tensor:
-        choices = observation.reshape(len(observation), -1)
+        choices = observation.reshape(len(observation), self.parts)
         return (choices[:, self.column] == self.value).to(torch.get_default_dtype())
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -242,3 +243,35 @@ def test_normalization_changes_only_through_update():
 def test_options_are_checked(options, message):
     with pytest.raises(ValueError, match=message):
         ActorCritic(BOX, spaces.Box(-1, 1, (2,)), **options)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Discrete(3),
+        spaces.MultiDiscrete([2, 3]),
+        spaces.MultiBinary(4),
+        spaces.Box(-1, 1, (2, 2), np.float32),
+        spaces.Dict({"a": spaces.Discrete(2), "b": spaces.Box(-1, 1, (3,), np.float32)}),
+    ],
+)
+def test_a_batch_without_a_step_of_its_own(space):
+    """As when every group of a batch was dropped: nothing to learn, and a graph all the same."""
+    policy = ActorCritic(space, spaces.Discrete(2))
+    sampled = [space.sample() for _ in range(6)]
+    stacked = (
+        {key: torch.as_tensor(np.stack([each[key] for each in sampled])) for key in space.spaces}
+        if isinstance(space, spaces.Dict)
+        else torch.as_tensor(np.stack(sampled))
+    )
+    shaped = (
+        {key: value.unflatten(0, (2, 3)) for key, value in stacked.items()}
+        if isinstance(stacked, dict)
+        else stacked.unflatten(0, (2, 3))
+    )
+    nothing = torch.zeros(2, 3, dtype=torch.bool)
+    batch = SimpleNamespace(observation=shaped, action=torch.zeros(2, 3, dtype=torch.int64), mask=nothing)
+    evaluation = policy.evaluate(batch)
+    assert evaluation.log_prob.shape == (2, 3)
+    (evaluation.log_prob.sum() + evaluation.value.sum()).backward()
+    assert all(p.grad is None or not p.grad.any() for p in policy.parameters())

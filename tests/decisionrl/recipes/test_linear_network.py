@@ -33,7 +33,9 @@ def test_policy_gradients_find_the_exact_optimum(name, arguments):
 
 
 def test_other_environments_have_no_features():
-    with pytest.raises(ValueError, match=r"network = 'linear'; valid with .*linear_mdp in this process, not with CartPole-v1"):
+    with pytest.raises(
+        ValueError, match=r"network = 'linear'; valid with .*linear_mdp in this process, not with CartPole-v1"
+    ):
         recipe("ppo")(env="CartPole-v1", network="linear")
     with pytest.raises(ValueError, match="network = 'tree'; valid: mlp, linear"):
         recipe("ppo")(env="CartPole-v1", network="tree")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from decisionrl.benchmarks.control_page import control_sections, number
+from decisionrl.benchmarks.robust_page import robust_sections
 from decisionrl.evaluation.results import Row, read_results
 
 
@@ -58,8 +59,8 @@ def page(results: Path) -> str:
     quick, full = (_rows(results / f"inventory-{profile}") for profile in ("quick", "full"))
     parts = [
         "# Results",
-        "Every number comes from a `results.json` under `benchmarks/results/`, written by `decisionrl bench inventory` "
-        "or `control`, or a script of `benchmarks/speed/`; this page is made from them by `python -m "
+        "Every number comes from a `results.json` under `benchmarks/results/`, written by `decisionrl bench` "
+        "`inventory`, `control` or `robust`, or a script of `benchmarks/speed/`; this page is made from them by `python -m "
         "decisionrl.benchmarks.results_page`. Gaps are relative to the reference, positive is worse, with 95 % "
         "intervals; a control of known cost is paired on the same demand where there is one.",
         _provenance(results),
@@ -83,6 +84,8 @@ def page(results: Path) -> str:
         _protocols(quick, full),
         *control_sections(_rows(results / "control-full"), "full"),
         *control_sections(_rows(results / "control-quick"), "quick"),
+        *robust_sections(_rows(results / "robust-full"), "full"),
+        *robust_sections(_rows(results / "robust-quick"), "quick"),
         *_speed(results),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -265,6 +268,9 @@ SPEED_NOTES = {
     "interleaved rounds with the smallest and largest; methods without a suffix count what feeds a step on both sides "
     "(the plain loop's per-sample Dataset and DataLoader), `-without-loader` has batches at hand on both. "
     "`compile_seconds` are not in any other row.",
+    "speed-robust": "The plain per-history loop's processor time over the library's for the same trainings: the "
+    "careful loop inverts its matrix once a plan, the inverting one for every Q, as released code does; 200 stands for "
+    "200 runs at once instead of 20. growth: the last tenth's time an episode over the first tenth's.",
     "speed-control": "PPO and Stable-Baselines3's PPO with the same hyperparameters on one thread, whole trainings in "
     "turns: medians of the rounds with the smallest and largest. A ratio is our seconds over theirs. `seconds_...` say "
     "where the processor time of one more training goes.",

@@ -68,6 +68,7 @@ _STYLE: Any = {  # keys are plain strings or literals, by the version of matplot
 }
 _DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1, 1.2)))  # of the first, second and third round of colors
 _LONGEST_PATH = 150  # periods of a sample path that are still legible
+_SMALL_LEGEND = 8  # methods whose names fit below a small figure
 _LABEL_WIDTH = 26  # letters of an axis label in one line
 _NAMED_LINES = 6  # lines of one panel that get a color and a name
 _LABELED_EDGES = 24  # edges of a network that still have room for a label
@@ -93,7 +94,10 @@ def curve_figure(
     Where every curve has a reference, the relative gap to it on a logarithmic axis; the plain values else.
     `better` ("lower" or "higher") says which way the gap counts.
     """
-    figure = Figure(figsize=(3.3, 2.5), layout="constrained")
+    crowded = legend and len(curves) > _SMALL_LEGEND
+    figure = Figure(
+        figsize=(6.6, 3.0 + 0.17 * math.ceil(len(curves) / 6)) if crowded else (3.3, 2.5), layout="constrained"
+    )
     axes = figure.subplots()
     sign = -1.0 if better == "higher" else 1.0
     gaps = {method: _percent_gap(curve.y, curve=curve, sign=sign) for method, curve in curves.items()}
@@ -128,7 +132,7 @@ def curve_figure(
             if level is not None:
                 axes.axhline(level, color=INK, linewidth=0.9, linestyle=(0, (4, 3)))
     if legend:
-        figure.legend(loc="outside lower center", ncols=min(4, len(curves)))
+        figure.legend(loc="outside lower center", ncols=6 if crowded else min(4, len(curves)))
     return figure
 
 

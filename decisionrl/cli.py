@@ -380,7 +380,8 @@ def _read_config(directory: Path) -> dict[str, Any]:
 def _default_directory(config: Mapping[str, Any]) -> Path:
     """runs/RECIPE-SETTING-POLICY-seedN, with a number behind it if that is taken."""
     words = [config.get(key) for key in ("recipe", "setting", "env", "policy")]
-    name = "-".join(Path(str(word)).stem for word in words if word) + f"-seed{config.get('seed', 0)}"
+    name = "-".join(Path(str(word)).stem for word in words if word).replace(":", "-")
+    name += f"-seed{config.get('seed', 0)}"
     path, number = Path("runs") / name, 1
     while path.exists():
         number += 1

@@ -22,8 +22,8 @@ class Trajectories:
     may end. Only steps with ``mask`` are the policy's own and count; the others (padding, tokens of a tool, a step
     that did nothing but reset a copy) may lie anywhere.
 
-    A plain dataclass rather than a tensordict: indexing it costs as much as indexing its tensors, which on small
-    control problems is a third of an update.
+    A plain dataclass rather than a tensordict: small control problems index a batch often, and indexing this costs no
+    more than indexing its tensors.
 
     Attributes:
         observation: what the policy saw before it acted, [batch, step, ...], or a dict of such tensors.

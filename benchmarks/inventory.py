@@ -32,6 +32,7 @@ from decisionrl.evaluation.statistics import Estimate, paired_difference
 from decisionrl.experiment import Experiment
 from decisionrl.recipes.hdpo import Evaluator, dev_evaluation, hdpo
 from decisionrl.recipes.inventory_policies import ORACLES, UNTRAINED, build_policy
+from decisionrl.robust.shift import robustify
 from decisionrl.trainer import Trainer
 
 Profile = Literal["quick", "full"]
@@ -88,7 +89,8 @@ class TrainAndMeasure:
         rows.append(Measurement("training_cpu_seconds", training.cpu_seconds))
         path, network = trace(experiment.policy, evaluator.setting, evaluator.simulator)
         curve = training.curve(None if reference is None else reference.value)
-        return CaseResult(rows, Series(curve=curve, path=path, network=network))
+        shifted = under_shift(experiment.policy, evaluator.setting)
+        return CaseResult(rows, Series(curve=curve, path=path, network=network, curves={"demand_shift": shifted}))
 
     def _measure(
         self, experiment: Experiment, evaluator: Evaluator, context: CaseContext
@@ -268,6 +270,22 @@ class SampleEfficiency:
             warmup=300,
             seed=EVALUATION_SEED,
         )
+
+
+SHIFTS = (0.01, 0.03, 0.1, 0.3, 1.0)
+"""Radii of the balls around the distribution of demand paths, in nats."""
+
+
+def under_shift(policy: nn.Module, setting: Setting) -> Curve:
+    """How the policy's cost grows where demand is not what it was trained for: over 30 periods, the worst demand
+    within each distance."""
+    shift = robustify(policy, setting, SHIFTS, divergence="kl", scenarios=1024)
+    return Curve(
+        x_label="KL from the trained demand",
+        y_label="worst cost",
+        x=[0.0, *SHIFTS],
+        y=[shift.nominal, *shift.worst.tolist()],
+    )
 
 
 class _Progress(Callback):

@@ -9,6 +9,7 @@ import torch
 from decisionrl.benchmarks import results_page
 from decisionrl.benchmarks.inventory import (
     EVALUATION_SEED,
+    SHIFTS,
     Budget,
     SampleEfficiency,
     SeriesCase,
@@ -52,6 +53,16 @@ def test_a_cell_has_its_own_parameters_and_reference(tmp_path: Path) -> None:
     result = run(TrainAndMeasure(setting="one_store_lost", policy="mlp", budget=TINY, overrides=cell), tmp_path)
     assert result.rows[0].reference == pytest.approx(4.04071, abs=1e-5)  # the exact optimum of L = 1, p = 4
     assert result.rows[0].reference_kind == "exact"
+
+
+def test_the_worst_demand_costs_more_the_further_it_may_be(tmp_path: Path) -> None:
+    result = run(TrainAndMeasure(setting="one_store_backlogged", policy="base_stock", budget=TINY), tmp_path)
+    curve = result.series.curves["demand_shift"]
+    assert list(curve.x) == [0.0, *SHIFTS]
+    assert all(less < more for less, more in zip(curve.y, curve.y[1:], strict=False))
+    estimate = result.rows[0].estimate
+    assert not isinstance(estimate, float)
+    assert curve.y[0] == pytest.approx(estimate.value, rel=0.1)
 
 
 def test_the_capped_rule_has_the_optimum_and_its_own_limit_as_references(tmp_path: Path) -> None:

@@ -314,12 +314,13 @@ def cases(profile: str, data: Path | None) -> list[Case]:
 
 
 def _control_case(environment: str, about: Environment, name: str, steps: int) -> ControlCase:
-    tuned = name == PEER or preset(name, {"env": about.env})
+    known = preset("ppo" if name == PEER else name, {"env": about.env})
+    tuned = {key: value for key, value in known.items() if key != "steps"}
     return ControlCase(
         recipe=name,
         env=about.env,
         steps=steps,
-        arguments={**({} if tuned else about.arguments), **ARGUMENTS.get((environment, name), {})},
+        arguments={**(tuned or about.arguments), **ARGUMENTS.get((environment, name), {})},
         threshold=about.threshold,
         exact=about.exact,
     )

@@ -17,23 +17,16 @@ Rows (suite "speed-control"), case by case, for the methods "ppo" and "sb3_ppo":
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import torch
-from rich.console import Console
 
 from decisionrl.benchmarks.control_peer import PEER, peer, train_peer
 from decisionrl.benchmarks.control_training import Record, train
-from decisionrl.benchmarks.speed.report import Report
+from decisionrl.benchmarks.speed.report import Report, command_line
 from decisionrl.benchmarks.speed.timing import ratio, timed
-from decisionrl.evaluation.results import write_results
 from decisionrl.experience.rollouts import RolloutSource
 from decisionrl.recipes.ppo import ppo
 
@@ -160,23 +153,11 @@ def _silent(fraction: float, message: str) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m decisionrl.benchmarks.speed.control", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
-    parser.add_argument("--quick", action="store_true", help="a minute or two")
-    parser.add_argument("--out", type=Path, help="a folder for results.json")
-    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    console = Console(stderr=options.json)
-    console = console if console.is_terminal else Console(stderr=options.json, width=160)
-    report = Report(SUITE, options.device, console)
-    run(report, QUICK if options.quick else FULL, device=options.device)
-    console.print(report.table(), highlight=False)
-    if options.out is not None:
-        write_results(options.out, report.rows)
-    if options.json:
-        print(json.dumps([dataclasses.asdict(row) for row in report.rows], indent=1, allow_nan=False))
+
+    def measured(report: Report, quick: bool, device: str) -> None:
+        run(report, QUICK if quick else FULL, device=device)
+
+    command_line(SUITE, __doc__, measured, arguments)
 
 
 def run(report: Report, profile: Profile, *, device: str) -> None:

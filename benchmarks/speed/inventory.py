@@ -19,19 +19,15 @@ Seconds are processor time on the CPU and wall-clock time to the end of the devi
 
 from __future__ import annotations
 
-import argparse
 import copy
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -46,14 +42,13 @@ from decisionrl.benchmarks.speed.plain_inventory import (
     ScenarioDataset,
     rollout_loss,
 )
-from decisionrl.benchmarks.speed.report import Report
+from decisionrl.benchmarks.speed.report import Report, command_line
 from decisionrl.benchmarks.speed.timing import race, stopwatch
 from decisionrl.envs.inventory.scenarios import fresh_scenarios, make_simulator, take
 from decisionrl.envs.inventory.setting import Setting, load_setting
 from decisionrl.envs.inventory.simulator import Scenario, Simulator
 from decisionrl.evaluation.inventory import evaluate_policies
 from decisionrl.evaluation.references import reference
-from decisionrl.evaluation.results import write_results
 from decisionrl.evaluation.statistics import control_variate
 from decisionrl.experience.scenarios import FiniteScenarios
 from decisionrl.objectives.pathwise import Pathwise
@@ -438,28 +433,16 @@ def measure_on_device(report: Report, profile: Profile, device: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m decisionrl.benchmarks.speed.inventory", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
-    parser.add_argument("--quick", action="store_true", help="a minute or two, without compiled variants")
-    parser.add_argument("--out", type=Path, help="a folder for results.json")
-    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    console = Console(stderr=options.json)
-    console = console if console.is_terminal else Console(stderr=options.json, width=160)
-    report = Report(SUITE, options.device, console)
-    profile = QUICK if options.quick else FULL
-    if options.device == "cpu":
-        measure_on_cpu(report, profile)
-    else:
-        measure_on_device(report, profile, options.device)
-    console.print(report.table(), highlight=False)
-    if options.out is not None:
-        write_results(options.out, report.rows)
-    if options.json:
-        print(json.dumps([dataclasses.asdict(row) for row in report.rows], indent=1, allow_nan=False))
+    """The command line; quick leaves compiled variants out."""
+
+    def measured(report: Report, quick: bool, device: str) -> None:
+        profile = QUICK if quick else FULL
+        if device == "cpu":
+            measure_on_cpu(report, profile)
+        else:
+            measure_on_device(report, profile, device)
+
+    command_line(SUITE, __doc__, measured, arguments)
 
 
 if __name__ == "__main__":

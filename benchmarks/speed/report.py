@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import json
 import statistics
+from collections.abc import Callable
+from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from decisionrl.benchmarks.speed.timing import device_name, ratio
 from decisionrl.evaluation.formatting import format_gap, format_seconds, format_value
-from decisionrl.evaluation.results import Row
+from decisionrl.evaluation.results import Row, write_results
 from decisionrl.version import code_version
 
 
@@ -100,3 +106,28 @@ class Report:
                 "" if row.seconds is None else format_seconds(row.seconds),
             )
         return table
+
+
+def command_line(
+    suite: str, about: str | None, measure: Callable[[Report, bool, str], None], arguments: list[str] | None
+) -> None:
+    """Run ``measure(report, quick, device)`` as a command, on one thread, and leave or print its rows."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m decisionrl.benchmarks.{suite.replace('-', '.')}", description=about
+    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
+    parser.add_argument("--quick", action="store_true", help="a minute or two")
+    parser.add_argument("--out", type=Path, help="a folder for results.json")
+    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    console = Console(stderr=options.json)
+    console = console if console.is_terminal else Console(stderr=options.json, width=160)
+    report = Report(suite, options.device, console)
+    measure(report, options.quick, options.device)
+    console.print(report.table(), highlight=False)
+    if options.out is not None:
+        write_results(options.out, report.rows)
+    if options.json:
+        print(json.dumps([dataclasses.asdict(row) for row in report.rows], indent=1, allow_nan=False))

@@ -23,7 +23,8 @@ from torch.nn import functional
 
 from decisionrl.experience.trajectories import Trajectories
 from decisionrl.objectives.regularizers import kl_estimate
-from decisionrl.pipeline.rewards import add_to_last_step, outcomes, reference_log_ratio
+from decisionrl.pipeline.returns import outcomes
+from decisionrl.pipeline.rewards import add_to_last_step, reference_log_ratio
 
 EASY, MEDIUM, HARD = 0, 1, 2
 NUM_BUCKETS = 3
@@ -56,7 +57,7 @@ class Difficulty:
     def __call__(self, batch: Trajectories) -> Trajectories:
         if batch.group is None:
             raise ValueError("group is None; valid: the number of each row's group, [batch]")
-        correct = outcomes(batch) >= self.success
+        correct = outcomes(batch.reward, batch.mask) >= self.success
         group = torch.unique(batch.group, return_inverse=True)[1]
         # In float64 a rate of 2 in 3 equals the bound 2/3.
         rate = (torch.bincount(group, weights=correct.double()) / torch.bincount(group))[group]

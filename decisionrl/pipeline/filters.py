@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from decisionrl.experience.trajectories import Trajectories
-from decisionrl.pipeline.rewards import outcomes
+from decisionrl.pipeline.returns import outcomes
 
 Share = tuple[float, float]
 """A share in (0, 1] at the beginning and at the end of training, linear in between."""
@@ -44,7 +44,7 @@ class DynamicSampling:
             raise ValueError("group is None; valid: the number of each row's group, [batch]")
         names, group = torch.unique(batch.group, return_inverse=True)
         voters = batch.mask.any(1)
-        voter_group, outcome = group[voters], outcomes(batch)[voters]
+        voter_group, outcome = group[voters], outcomes(batch.reward, batch.mask)[voters]
         least = outcome.new_full((len(names),), torch.inf).scatter_reduce(0, voter_group, outcome, "amin")
         most = outcome.new_full((len(names),), -torch.inf).scatter_reduce(0, voter_group, outcome, "amax")
         useful = most > least

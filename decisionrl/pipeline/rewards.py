@@ -18,11 +18,6 @@ from decisionrl.objectives.regularizers import Estimator, kl_estimate
 from decisionrl.objectives.terms import masked_mean
 
 
-def outcomes(batch: Trajectories) -> Float[Tensor, " batch"]:
-    """R_i [batch]: the sum of the rewards of a row's own steps."""
-    return torch.where(batch.mask, batch.reward, 0.0).sum(1)
-
-
 def add_to_last_step(batch: Trajectories, bonus: Float[Tensor, " batch"]) -> Trajectories:
     """Add a number [batch] to the reward of the last own step of every row; a row without own steps gets none."""
     return batch.replace(reward=torch.where(_last_step(batch.mask), batch.reward + bonus[:, None], batch.reward))

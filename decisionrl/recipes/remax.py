@@ -14,7 +14,8 @@ from decisionrl.objectives.policy_gradient import PolicyGradient
 from decisionrl.objectives.surrogates import Reinforce
 from decisionrl.pipeline.advantages import GreedyBaseline
 from decisionrl.pipeline.curricula import FreshStarts
-from decisionrl.pipeline.rewards import add_to_last_step, outcomes
+from decisionrl.pipeline.returns import outcomes
+from decisionrl.pipeline.rewards import add_to_last_step
 from decisionrl.recipes.control import Control, ControlOptions, own_options
 from decisionrl.recipes.presets import tuned
 
@@ -65,4 +66,4 @@ def remax(
 
 def rewarded_at_the_end(batch: Trajectories) -> Trajectories:
     """The whole return as the reward of the last step, as a language model is rewarded."""
-    return add_to_last_step(batch.replace(reward=torch.zeros_like(batch.reward)), outcomes(batch))
+    return add_to_last_step(batch.replace(reward=torch.zeros_like(batch.reward)), outcomes(batch.reward, batch.mask))

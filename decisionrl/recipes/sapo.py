@@ -30,7 +30,7 @@ def sapo(
     """GRPO, or PPO, with the loss ``-(4 / tau) sigmoid(tau (r - 1)) A``.
 
     tau_positive, tau_negative: how fast steps with A > 0, and the others, fade. The paper's 1 leaves a ratio of 2 four
-    fifths of its weight: enough of a bound for GRPO's groups, but CartPole with a critic and 8 epochs took about 20.
+    fifths of its weight: enough of a bound for GRPO's groups, but a critic with many epochs wants a larger one.
     What the base is: see ``BasedControl``.
     """
     options = own_options(locals())

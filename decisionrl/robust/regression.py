@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -109,21 +109,6 @@ class Estimates:
     inverse: Float[Tensor, "runs H d d"]
     transitions: Float[Tensor, "runs H d S"]
     rewards: Float[Tensor, "runs H d"]
-
-
-class Regression(Protocol):
-    """Takes in episodes and says what they teach."""
-
-    problem: Problem
-    runs: int
-
-    def add(self, episodes: Episodes) -> None: ...
-
-    def estimates(self) -> Estimates: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None: ...
 
 
 class RecursiveLeastSquares:

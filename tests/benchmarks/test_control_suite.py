@@ -37,6 +37,7 @@ from decisionrl.evaluation.results import Row, write_results
 from decisionrl.evaluation.statistics import Estimate
 from decisionrl.recipes import recipe
 from decisionrl.recipes.ppo import ppo
+from decisionrl.recipes.presets import CARTPOLE
 
 TINY_PPO = {"num_envs": 2, "horizon": 16, "minibatch": 16, "epochs": 2}
 TINY_SAMPLE = {"scenarios": 16, "measured_periods": 20, "warmup": 10}
@@ -73,8 +74,8 @@ def test_full_has_every_recipe_on_cartpole_and_every_setting_beside_hdpo() -> No
 
 def test_presets_are_left_as_they_are_and_others_get_the_environments_arguments() -> None:
     arguments = {case.title: case.run.arguments for case in cases("full", None)}  # type: ignore[attr-defined]
-    assert arguments["cartpole/ppo"] == arguments[f"cartpole/{PEER}"] == arguments["half_cheetah/ppo"] == {}
-    assert arguments["cartpole/grpo"] == {}
+    assert arguments["cartpole/ppo"] == arguments[f"cartpole/{PEER}"] == CARTPOLE["ppo"]
+    assert arguments["cartpole/grpo"] == CARTPOLE["grpo"]
     assert arguments["acrobot/grpo"]["learning_rate"] == 3e-3
 
 

@@ -5,13 +5,13 @@ import torch
 from torch import nn
 from toy_rollout_batches import of_lengths, padded, random_rollout, rollout
 
+from decisionrl.pipeline.returns import outcomes
 from decisionrl.pipeline.rewards import (
     KLReward,
     OverlongPenalty,
     ReferenceLogProb,
     ScaleReward,
     add_to_last_step,
-    outcomes,
 )
 from decisionrl.policies.evaluation import Evaluation
 
@@ -41,8 +41,10 @@ def test_outcome_is_the_sum_over_own_steps():
         sum(r for r, m in zip(row.tolist(), own.tolist(), strict=True) if m)
         for row, own in zip(batch.reward, batch.mask, strict=True)
     ]
-    torch.testing.assert_close(outcomes(batch), torch.tensor(expected, dtype=torch.float64))
-    torch.testing.assert_close(outcomes(padded(batch)), outcomes(batch))
+    outcome = outcomes(batch.reward, batch.mask)
+    torch.testing.assert_close(outcome, torch.tensor(expected, dtype=torch.float64))
+    wider = padded(batch)
+    torch.testing.assert_close(outcomes(wider.reward, wider.mask), outcome)
 
 
 def test_last_own_step_gets_the_bonus_wherever_it_lies():

@@ -13,6 +13,7 @@ from torch import nn
 
 from decisionrl import checkpoint, distributed, run, seeding
 from decisionrl.files import sync
+from decisionrl.modes import evaluating
 
 if TYPE_CHECKING:
     import rich.progress
@@ -108,14 +109,8 @@ class Evaluate(Callback):
         if not trainer.due(self._every):
             return
         policy = trainer.policy if self._policy is None else self._policy
-        modes = [(module, module.training) for module in policy.modules()]
-        policy.eval()
-        try:
-            with torch.no_grad(), seeding.random_state_kept():
-                measured = self._function(policy)
-        finally:
-            for module, training in modes:
-                module.training = training
+        with torch.no_grad(), seeding.random_state_kept(), evaluating(policy):
+            measured = self._function(policy)
         values = {f"{self.name}/{key}": float(value) for key, value in measured.items()}
         values = distributed.from_main(values, trainer.device)
         trainer.record(values)

@@ -7,7 +7,7 @@ and a state, such as a least-squares solver, is a :class:`Learner` too; the Trai
 import contextlib
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -141,6 +141,9 @@ class GradientLearner:
             a mean over samples give the gradient of the whole batch. Metrics are averaged over processes.
             A script ends with ``accelerator.free_memory()`` and ``accelerator.end_training()``.
         components: named objects with state across batches (trackers, reference policies), saved along.
+        after_update: called after every optimizer step: the ``step`` of a torch learning-rate scheduler, the
+            ``follow`` of a :class:`~decisionrl.reference.Reference`. What has state is named in ``components`` too.
+        clip_each_group: ``clip_norm`` bounds the norm of each of the optimizer's parameter groups by itself.
         check_every: on how many updates together non-finite values are looked for. 1 reads two scalars each
             update. More needs a fused optimizer: a flag on the device holds the weights from the first bad
             update on, until the next look or the next ``state_dict`` raises. Default: 1 on the CPU or with an
@@ -161,6 +164,8 @@ class GradientLearner:
         amp_dtype: torch.dtype | None = None,
         accelerator: "Accelerator | None" = None,
         components: Mapping[str, Stateful] | None = None,
+        after_update: Sequence[Callable[[], object]] = (),
+        clip_each_group: bool = False,
         check_every: int | None = None,
     ) -> None:
         if clip_norm is not None and not clip_norm > 0:
@@ -176,6 +181,8 @@ class GradientLearner:
         self.components = dict(components or {})
         self.steps = 0
         self._clip_norm = clip_norm
+        self._clip_each_group = clip_each_group
+        self._after_update = tuple(after_update)
         self._accelerator = accelerator
         self._objective = objective
         self._module: nn.Module | None = None
@@ -246,6 +253,8 @@ class GradientLearner:
         self.optimizer.step()
         if self._ema_decay is not None:
             self._average_weights(self._ema_decay)
+        for follow in self._after_update:
+            follow()
         return Update(named, carry)
 
     def check(self) -> None:
@@ -325,6 +334,11 @@ class GradientLearner:
     def _clip(self, norm: Tensor, needed: bool) -> None:
         """Scale the gradients down to ``clip_norm``; a fused optimizer does it in its own pass over them."""
         if self._clip_norm is None:
+            return
+        if self._clip_each_group:
+            if needed:
+                for group in self.optimizer.param_groups:
+                    nn.utils.clip_grad_norm_(group["params"], self._clip_norm)
             return
         if self._scales_gradients:  # what GradScaler hands over: gradients are divided by it
             scale = ((norm + 1e-6) / self._clip_norm).clamp(min=1.0) if needed else None

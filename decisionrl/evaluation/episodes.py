@@ -13,6 +13,7 @@ from decisionrl.envs.world import World
 from decisionrl.evaluation.statistics import bootstrap_mean
 from decisionrl.experience.acting import ActingPolicy
 from decisionrl.experience.episodes import Task, play
+from decisionrl.modes import evaluating
 
 COPIES = 16
 """Episodes that are played side by side."""
@@ -38,7 +39,7 @@ class ReturnEvaluator:
             self._worlds[copies] = self.make_world(copies)
         world = self._worlds[copies]
         seeds = np.random.SeedSequence(seed, spawn_key=tuple(b"evaluation")).generate_state(episodes) >> 1
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(policy):
             played = play(world, policy, [Task(int(each)) for each in seeds], generator=None)
         returns = played.outcome.double().cpu().numpy()
         estimate = bootstrap_mean(returns, rng=np.random.default_rng(seed))

@@ -82,7 +82,7 @@ def play(
 
     generator: of the actions' randomness; None plays the policy's deterministic actions. max_steps: an episode of as
     many steps, those of a prefix included, is truncated. Policies with memory begin every episode with their
-    initial state.
+    initial state; those that condition on rewards have ``hear(state, reward [copies]) -> state``, told of every step.
 
     Raises:
         ValueError: the world cannot start a copy from a seed, or not go back to a state; there is no task.
@@ -102,6 +102,7 @@ def play(
     idle = {i for i, task in enumerate(playing) if task is None}
     current = _begun(world, tasks, {i: task for i, task in enumerate(playing) if task is not None}, range(copies))
     initial = state = policy.initial_state(copies)
+    hear = getattr(policy, "hear", None)
     log = _Log()
     final: dict[int, tuple[Observation, Tensor | None]] = {}
     cut: set[int] = set()
@@ -113,6 +114,8 @@ def play(
             seen = each_key(lambda each: each[0].clone(), [current])
             action, state = policy.act(current, state, noise=None if generator is None else noise.popleft())
             step = world.step(action, idle=idle)
+            if hear is not None and state is not None:
+                state = hear(state, step.reward)
             log.add(seen, action.clone(), step.reward.clone(), step.terminated.clone(), playing, length)
             current = step.observation
             length = [n + 1 for n in length]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from decisionrl.learner import Learner, Update
 
@@ -98,7 +98,7 @@ class ChainedLearner:
         return self._policy if self._policy is not None else next(iter(self.learners.values())).policy
 
     def update(self, batch: Any, /) -> Update:
-        metrics = {}
+        metrics: dict[str, Tensor] = {}
         carry = None
         for number, (name, learner) in enumerate(self.learners.items()):
             if self.updates % self.every.get(name, 1):

@@ -51,16 +51,19 @@ class DatasetSource:
 @dataclass(frozen=True, kw_only=True)
 class Windows:
     """``size`` windows of ``length`` steps that begin at a step chosen uniformly, so that an episode is drawn in
-    proportion to its length; those that reach beyond the end are padded. ``length = 1`` draws single steps."""
+    proportion to its length; those that reach beyond the end are padded. ``length = 1`` draws single steps.
+    ``following``: with ``extras["next_observation"]``."""
 
     episodes: EpisodeStore
     size: int
     length: int = 1
+    following: bool = False
 
     def __call__(self, generator: torch.Generator) -> Trajectories:
         step = _drawn(self.episodes.num_steps, self.size, generator, self.episodes.length.device)
         episode = self.episodes.episode[step]
-        return self.episodes.windows(episode, step - self.episodes.first[episode], self.length)
+        first = self.episodes.first[episode]
+        return self.episodes.windows(episode, step - first, self.length, following=self.following)
 
 
 @dataclass(frozen=True, kw_only=True)

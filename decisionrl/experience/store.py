@@ -96,10 +96,13 @@ class EpisodeStore:
         total = self.reward.new_zeros(self.num_episodes, dtype=torch.float64)
         return total.index_add(0, self.episode, self.reward.double())
 
-    def windows(self, episode: Int[Tensor, " n"], start: Int[Tensor, " n"], length: int) -> Trajectories:
+    def windows(
+        self, episode: Int[Tensor, " n"], start: Int[Tensor, " n"], length: int, *, following: bool = False
+    ) -> Trajectories:
         """``length`` steps of each episode from step ``start`` on, [n, length], padded on the right with zeros.
 
-        ``extras`` are the store's, and ``timestep`` [n, length], the number of the step in its episode.
+        ``extras`` are the store's, and ``timestep`` [n, length], the number of the step in its episode; with
+        ``following`` also ``next_observation`` [n, length, ...], what each step led to (of a tensor observation).
         """
         timestep = start[:, None] + torch.arange(length, device=start.device)
         inside = timestep < self.length[episode][:, None]
@@ -112,6 +115,11 @@ class EpisodeStore:
 
         seen = row + episode[:, None]  # every episode before has one observation more than steps
         reward = gathered(self.reward, row)
+        own = {"timestep": timestep * inside}
+        if following:
+            if not isinstance(self.observation, Tensor):
+                raise DatasetError("next_observation: valid with observations that are one tensor, not a dict")
+            own["next_observation"] = gathered(self.observation, seen + 1)
         return Trajectories(
             observation=each_key(lambda each: gathered(each[0], seen), [self.observation]),
             action=gathered(self.action, row),
@@ -121,21 +129,17 @@ class EpisodeStore:
             terminated=gathered(self.terminated, row),
             truncated=gathered(self.truncated, row),
             complete=padded is None,
-            extras={
-                **{name: gathered(tensor, row) for name, tensor in self.extras.items()},
-                "timestep": timestep * inside,
-            },
+            extras={**{name: gathered(tensor, row) for name, tensor in self.extras.items()}, **own},
         )
 
     def observation_at(self, episode: Int[Tensor, " n"], step: Int[Tensor, " n"]) -> Observation:
         """What was seen before that step of the episode, [n, ...]; ``step = length`` is the last observation."""
         rows = self.first[episode] + episode + step
-        return each_key(lambda each: each[0].index_select(0, rows), [self.observation])
+        return _rows(self.observation, rows)
 
     def observations_before(self) -> Observation:
         """What was seen before every step, [steps, ...]."""
-        rows = torch.arange(self.num_steps, device=self.length.device) + self.episode
-        return each_key(lambda each: each[0].index_select(0, rows), [self.observation])
+        return _rows(self.observation, torch.arange(self.num_steps, device=self.length.device) + self.episode)
 
     def select(self, episodes: Int[Tensor, " n"]) -> EpisodeStore:
         """Some of the episodes, in this order."""
@@ -178,10 +182,11 @@ class EpisodeStore:
         Raises:
             DatasetError: it names none.
         """
+        low: float | None
         low, high = self.info.get("random_score"), self.info.get("expert_score")
         if low is None or high is None or low == high:
             raise DatasetError(f"info: random_score = {low}, expert_score = {high}; valid: two different numbers")
-        return 100 * (returns - low) / (high - low)
+        return 100 * (returns - float(low)) / float(high - low)
 
     def _report(self, name: str, tensor: Tensor) -> None:
         row = int((~tensor.isfinite().flatten(1).all(1) if tensor.dim() > 1 else ~tensor.isfinite()).nonzero()[0])
@@ -234,6 +239,12 @@ def store_episodes(
         extras={name: joined(name) for name in rows[0] if name not in own},
         info=dict(info or {}),
     )
+
+
+def _rows(observation: Observation, rows: Tensor) -> Observation:
+    if isinstance(observation, Tensor):
+        return observation.index_select(0, rows)
+    return {key: tensor.index_select(0, rows) for key, tensor in observation.items()}
 
 
 def _tensors(value: Any) -> Any:

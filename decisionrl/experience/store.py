@@ -182,7 +182,6 @@ class EpisodeStore:
         Raises:
             DatasetError: it names none.
         """
-        low: float | None
         low, high = self.info.get("random_score"), self.info.get("expert_score")
         if low is None or high is None or low == high:
             raise DatasetError(f"info: random_score = {low}, expert_score = {high}; valid: two different numbers")

@@ -1,0 +1,1 @@
+"""What records episodes for offline learning, without downloads."""

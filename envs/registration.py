@@ -19,9 +19,12 @@ LINEAR_MDPS = {
 }
 """Ids, in the same spelling as settings, and the instances of ``envs/linear_mdp`` that they stand for."""
 
+METAWORLD_TASKS = ("bin-picking", "button-press", "door-open", "drawer-open", "plate-slide", "sweep-into")
+"""The Meta-World tasks with ids; ``MetaWorldEnv(task)`` makes any other."""
+
 
 def register_envs() -> None:
-    """Register every shipped inventory setting that needs no files of the user, and every linear MDP, once.
+    """Register every shipped inventory setting that needs no files of the user, every linear MDP and robot task, once.
 
     ``one_store_lost`` becomes ``decisionrl/OneStoreLost-v0``. Importing ``decisionrl.envs`` calls this;
     ``gymnasium.make("decisionrl.envs:decisionrl/OneStoreLost-v0")`` does both.
@@ -30,15 +33,17 @@ def register_envs() -> None:
         _register(name, "decisionrl.envs.gymnasium", "InventorySingleEnv", "InventoryVectorEnv", setting=name)
     for identifier, name in LINEAR_MDPS.items():
         _register(identifier, "decisionrl.envs.linear_mdp.gymnasium", "LinearMDPEnv", "LinearMDPVectorEnv", mdp=name)
+    for task in METAWORLD_TASKS:
+        _register(task.replace("-", "_"), "decisionrl.envs.robotics.metaworld", "MetaWorldEnv", None, task=task)
 
 
-def _register(name: str, module: str, single: str, vector: str, **kwargs: str) -> None:
+def _register(name: str, module: str, single: str, vector: str | None, **kwargs: str) -> None:
     identifier = f"{NAMESPACE}/{name.title().replace('_', '')}-v0"
     if identifier not in gymnasium.registry:
         gymnasium.register(
             id=identifier,
             entry_point=f"{module}:{single}",
-            vector_entry_point=f"{module}:{vector}",
+            vector_entry_point=None if vector is None else f"{module}:{vector}",
             kwargs=kwargs,
         )
 

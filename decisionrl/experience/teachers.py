@@ -112,10 +112,8 @@ class ScriptedTeacher:
         steps = rewards_first.shape[1]
         recency = self.gamma ** torch.arange(steps - 1, -1, -1, dtype=rewards_first.dtype, device=rewards_first.device)
         gain = (rewards_second - rewards_first) @ recency
-        if self.beta > 0:
-            second = _uniform(gain, generator) < torch.sigmoid(self.beta * gain)
-        else:
-            second = gain > 0
+        noisy = self.beta > 0
+        second = _uniform(gain, generator) < torch.sigmoid(self.beta * gain) if noisy else gain > 0
         second ^= _uniform(gain, generator) < self.mistake
         return torch.where(equal, 0.5, second.to(gain.dtype)), keep
 
@@ -146,7 +144,7 @@ def preference_pairs(
 
     Args:
         segments: they need a score, unless a ``teacher`` looks at their rewards.
-        pairs: as many pairs of two different segments, drawn at random; None compares every segment once, i with i + n/2.
+        pairs: as many pairs of two different segments, drawn at random; None compares each once, i with i + n/2.
         teacher: gives the labels, and leaves out pairs; None prefers the larger score, and equal ones to equal parts.
             If it has no margin, it takes that of :func:`typical_return`.
         flip: the probability that a label is turned around.

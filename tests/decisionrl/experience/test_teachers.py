@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -112,7 +113,7 @@ def test_exact_values_make_regret_the_sum_of_advantages() -> None:
     )
     pieces = Segments(episodes=store, episode=torch.zeros(6, dtype=torch.long), start=torch.arange(6), length=3)
     score = regret_scores(pieces, lambda observation: -observation.squeeze(-1))
-    advantage = [-2.0 * (after > before) for before, after in zip(position[:-1], position[1:], strict=True)]
+    advantage = [-2.0 * (after > before) for before, after in itertools.pairwise(position)]
     assert score.tolist() == [sum(advantage[i : i + 3]) for i in range(6)]
 
 
@@ -205,18 +206,18 @@ def test_a_skipped_pair_may_be_equal_as_well() -> None:
 
 
 def test_presets() -> None:
-    assert ORACLE == ScriptedTeacher()
+    assert ScriptedTeacher() == ORACLE
     assert (MISTAKE.mistake, NOISY.beta, SKIP.skip, MYOPIC.gamma, EQUAL.equal) == (0.1, 1.0, 0.1, 0.9, 0.1)
 
 
 def test_values_are_checked() -> None:
-    with pytest.raises(ValueError, match="gamma = 1.5; valid: 0 to 1"):
+    with pytest.raises(ValueError, match=r"gamma = 1.5; valid: 0 to 1"):
         ScriptedTeacher(gamma=1.5)
-    with pytest.raises(ValueError, match="mistake = -0.1; valid: 0 to 1"):
+    with pytest.raises(ValueError, match=r"mistake = -0.1; valid: 0 to 1"):
         ScriptedTeacher(mistake=-0.1)
-    with pytest.raises(ValueError, match="skip = -1.0; valid: >= 0"):
+    with pytest.raises(ValueError, match=r"skip = -1.0; valid: >= 0"):
         ScriptedTeacher(skip=-1.0)
-    with pytest.raises(ValueError, match="margin = None; valid: a number, as skip = 0.1 and equal = 0.0"):
+    with pytest.raises(ValueError, match=r"margin = None; valid: a number, as skip = 0.1 and equal = 0.0"):
         label(SKIP, [0.0], [1.0])
 
 
@@ -270,15 +271,15 @@ def test_a_teacher_labels_by_rewards_and_leaves_pairs_out() -> None:
     assert 0 < len(pairs) < 400
     assert ((pairs.first == 3) ^ (pairs.second == 3)).all()
     torch.testing.assert_close(pairs.label, (pairs.second == 3).double())
-    with pytest.raises(DatasetError, match="segments have no score"):
+    with pytest.raises(DatasetError, match=r"segments have no score"):
         preference_pairs(found, generator=seeded())
 
 
 def test_numbers_of_pairs_are_checked() -> None:
     found = segments().scored(torch.arange(5.0))
-    with pytest.raises(ValueError, match="pairs = 0; valid: a whole number >= 1"):
+    with pytest.raises(ValueError, match=r"pairs = 0; valid: a whole number >= 1"):
         preference_pairs(found, pairs=0, generator=seeded())
-    with pytest.raises(ValueError, match="flip = 2; valid: 0 to 1"):
+    with pytest.raises(ValueError, match=r"flip = 2; valid: 0 to 1"):
         preference_pairs(found, flip=2, generator=seeded())
-    with pytest.raises(DatasetError, match="there are 1 segments; valid: at least 2"):
+    with pytest.raises(DatasetError, match=r"there are 1 segments; valid: at least 2"):
         preference_pairs(found.take(torch.tensor([0])), generator=seeded())

@@ -171,8 +171,7 @@ def _infos(arrays: Arrays, count: int) -> Arrays:
 def _jumps(led_to: Array, seen: Array) -> Array:
     """Where a step did not lead to the observation after it, [n]."""
     before, after = (array.reshape(len(array), -1).astype(np.float64) for array in (led_to, seen))
-    jumps: Array = (np.abs(after - before) > JUMP * np.maximum(np.abs(before), 1)).any(1)
-    return jumps
+    return np.asarray((np.abs(after - before) > JUMP * np.maximum(np.abs(before), 1)).any(1))
 
 
 def _interleaved(observations: Tensor, following: Tensor, length: Tensor) -> Tensor:

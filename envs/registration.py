@@ -19,9 +19,16 @@ LINEAR_MDPS = {
 }
 """Ids, in the same spelling as settings, and the instances of ``envs/linear_mdp`` that they stand for."""
 
+LABS = {
+    "preference_gridworld": ("decisionrl.envs.tabular", "TabularEnv"),
+    "two_modes": ("decisionrl.envs.two_modes", "TwoModesEnv"),
+    "point_reach": ("decisionrl.envs.point", "PointReachEnv"),
+}
+"""Ids and classes of the small worlds with exact answers that ``decisionrl/recording/labs.py`` records."""
+
 
 def register_envs() -> None:
-    """Register every shipped inventory setting that needs no files of the user, and every linear MDP, once.
+    """Register every shipped inventory setting that needs no files of the user, every linear MDP and every lab, once.
 
     ``one_store_lost`` becomes ``decisionrl/OneStoreLost-v0``. Importing ``decisionrl.envs`` calls this;
     ``gymnasium.make("decisionrl.envs:decisionrl/OneStoreLost-v0")`` does both.
@@ -30,15 +37,17 @@ def register_envs() -> None:
         _register(name, "decisionrl.envs.gymnasium", "InventorySingleEnv", "InventoryVectorEnv", setting=name)
     for identifier, name in LINEAR_MDPS.items():
         _register(identifier, "decisionrl.envs.linear_mdp.gymnasium", "LinearMDPEnv", "LinearMDPVectorEnv", mdp=name)
+    for identifier, (module, single) in LABS.items():
+        _register(identifier, module, single)
 
 
-def _register(name: str, module: str, single: str, vector: str, **kwargs: str) -> None:
+def _register(name: str, module: str, single: str, vector: str | None = None, **kwargs: str) -> None:
     identifier = f"{NAMESPACE}/{name.title().replace('_', '')}-v0"
     if identifier not in gymnasium.registry:
         gymnasium.register(
             id=identifier,
             entry_point=f"{module}:{single}",
-            vector_entry_point=f"{module}:{vector}",
+            vector_entry_point=None if vector is None else f"{module}:{vector}",
             kwargs=kwargs,
         )
 

@@ -14,7 +14,7 @@ from decisionrl.reference import Reference
 METADATA = {
     "title": "Contrastive preference learning with a KL constraint",
     "arxiv": "2310.13639",
-    "changes": "CPL of log (pi / mu), mu the policy at the end of pre-training; a tenth of the learning rate from there",
+    "changes": "CPL of log (pi / mu), mu the policy after pre-training; a tenth of the learning rate from there",
     "limit": "bias = 1 and segments of one step from one state: DPO",
     "kinds": "recorded segments with preferences",
 }

@@ -33,21 +33,23 @@ def implicit_q_learner(
     policy: BehaviorPolicy = offline.policy()
     spaces = offline.episodes.observation_space, offline.episodes.action_space
     hidden, normalize = tuple(offline.hidden), offline.normalize_observations
-    q = TwinQ(
-        *spaces, hidden=hidden, normalize_observations=normalize, generator=generator(offline.seed, "q")
-    ).to(offline.device)
+    q = TwinQ(*spaces, hidden=hidden, normalize_observations=normalize, generator=generator(offline.seed, "q")).to(
+        offline.device
+    )
     value = StateValue(
         spaces[0], hidden=hidden, normalize_observations=normalize, generator=generator(offline.seed, "value")
     ).to(offline.device)
     for critic in (q, value):
         critic.update_normalizer(offline.episodes.observation)
     target = Reference(q, every=1, rate=target_rate)
-    objective = ImplicitQLearning(
-        q, value, target, discount=gamma, expectile=expectile, temperature=temperature
-    ).to(offline.device)
+    objective = ImplicitQLearning(q, value, target, discount=gamma, expectile=expectile, temperature=temperature).to(
+        offline.device
+    )
     groups = [{"params": list(policy.parameters())}, {"params": list(objective.parameters())}]
     optimizer = torch.optim.Adam(groups, offline.learning_rate, fused=True)
-    schedule = LambdaLR(optimizer, [lambda done: 0.5 * (1 + math.cos(math.pi * min(1, done / offline.steps))), _constant])
+    schedule = LambdaLR(
+        optimizer, [lambda done: 0.5 * (1 + math.cos(math.pi * min(1, done / offline.steps))), _constant]
+    )
     return offline.learner(
         policy,
         objective if reward is None else OnLearnedReward(objective=objective, reward=reward),

@@ -146,9 +146,7 @@ class Offline:
             after_update=after_update,
         )
 
-    def pretrained(
-        self, learner: GradientLearner, *, updates: int, begin: Callable[[], None] | None = None
-    ) -> Learner:
+    def pretrained(self, learner: GradientLearner, *, updates: int, begin: Callable[[], None] | None = None) -> Learner:
         """Behavior cloning of everything for so many updates, then the learner.
 
         begin: called in between, or at the very beginning where there is no pre-training.

@@ -23,7 +23,7 @@ from decisionrl.seeding import generator
 METADATA = {
     "title": "Offline preference-guided policy optimization",
     "arxiv": "2305.16217",
-    "changes": "windows are encoded in hindsight, and one learned vector near the preferred ones tells the policy what to do",
+    "changes": "windows are encoded in hindsight, and a learned vector near the preferred ones conditions the policy",
     "limit": "preference_weight = 0 and a fixed vector: hindsight information matching",
     "kinds": "recorded episodes, with or without preferences",
 }

@@ -38,8 +38,8 @@ def p_iql(
 ) -> Experiment:
     """IQL on the consecutive steps of the segments, from the first update on; their rewards are the model's.
 
-    reward: "mlp", a sum of r(s, a); "transformer", the preference transformer (arXiv 2303.00957), whose reward of a step
-    looks at the segment so far. reward_steps: updates in which the reward model learns too; then it stays.
+    reward: "mlp", a sum of r(s, a); "transformer", the preference transformer (arXiv 2303.00957), whose reward of a
+    step looks at the segment so far. reward_steps: updates in which the reward model learns too; then it stays.
     """
     options = own_options(locals())
     if reward not in get_args(RewardKind):

@@ -19,12 +19,19 @@ LINEAR_MDPS = {
 }
 """Ids, in the same spelling as settings, and the instances of ``envs/linear_mdp`` that they stand for."""
 
+LABS = {
+    "preference_gridworld": ("decisionrl.envs.tabular", "TabularEnv"),
+    "two_modes": ("decisionrl.envs.two_modes", "TwoModesEnv"),
+    "point_reach": ("decisionrl.envs.point", "PointReachEnv"),
+}
+"""Ids and classes of the small worlds with exact answers that ``decisionrl/recording/labs.py`` records."""
+
 METAWORLD_TASKS = ("bin-picking", "button-press", "door-open", "drawer-open", "plate-slide", "sweep-into")
 """The Meta-World tasks with ids; ``MetaWorldEnv(task)`` makes any other."""
 
 
 def register_envs() -> None:
-    """Register every shipped inventory setting that needs no files of the user, every linear MDP and robot task, once.
+    """Register, once, the inventory settings that need no files of the user, linear MDPs, labs and robot tasks.
 
     ``one_store_lost`` becomes ``decisionrl/OneStoreLost-v0``. Importing ``decisionrl.envs`` calls this;
     ``gymnasium.make("decisionrl.envs:decisionrl/OneStoreLost-v0")`` does both.
@@ -33,11 +40,13 @@ def register_envs() -> None:
         _register(name, "decisionrl.envs.gymnasium", "InventorySingleEnv", "InventoryVectorEnv", setting=name)
     for identifier, name in LINEAR_MDPS.items():
         _register(identifier, "decisionrl.envs.linear_mdp.gymnasium", "LinearMDPEnv", "LinearMDPVectorEnv", mdp=name)
+    for identifier, (module, single) in LABS.items():
+        _register(identifier, module, single)
     for task in METAWORLD_TASKS:
-        _register(task.replace("-", "_"), "decisionrl.envs.robotics.metaworld", "MetaWorldEnv", None, task=task)
+        _register(task.replace("-", "_"), "decisionrl.envs.robotics.metaworld", "MetaWorldEnv", task=task)
 
 
-def _register(name: str, module: str, single: str, vector: str | None, **kwargs: str) -> None:
+def _register(name: str, module: str, single: str, vector: str | None = None, **kwargs: str) -> None:
     identifier = f"{NAMESPACE}/{name.title().replace('_', '')}-v0"
     if identifier not in gymnasium.registry:
         gymnasium.register(

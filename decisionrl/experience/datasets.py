@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -99,6 +99,28 @@ class DensePairs:
         assert score is not None
         index = torch.randperm(len(self.segments), generator=generator)[: self.size].to(score.device)
         return all_pairs(self.segments.rows(index), score[index])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shortened:
+    """The comparisons of ``draw``, each sequence cut down to ``length`` steps from a random one on; the label stays.
+
+    So a policy with a short memory learns from preferences over longer segments, whose steps must all count.
+    """
+
+    draw: Callable[[torch.Generator], PreferenceBatch]
+    length: int
+
+    def __call__(self, generator: torch.Generator) -> PreferenceBatch:
+        batch = self.draw(generator)
+        rows, columns = batch.segments.mask.shape
+        if not 1 <= self.length <= columns:
+            raise DatasetError(f"length = {self.length}; valid: 1 to {columns}, the steps of a segment")
+        start = _drawn(columns - self.length + 1, rows, generator, batch.segments.mask.device)
+        row = torch.arange(rows, device=start.device)[:, None]
+        column = start[:, None] + torch.arange(self.length, device=start.device)
+        short = batch.segments.map(lambda each: each[row, column] if each.shape[:2] == (rows, columns) else each)
+        return replace(batch, segments=short)
 
 
 def _drawn(count: int, size: int, generator: torch.Generator, device: torch.device) -> Tensor:

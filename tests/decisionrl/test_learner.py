@@ -213,6 +213,64 @@ def test_no_gradient_is_an_error() -> None:
         learner.update(data())
 
 
+def test_what_follows_an_update_is_called_after_the_step() -> None:
+    policy = network()
+    seen: list[Tensor] = []
+    schedule_calls: list[int] = []
+    learner = GradientLearner(
+        policy,
+        mse,
+        torch.optim.SGD(policy.parameters(), 0.1),
+        after_update=[lambda: seen.append(weights(policy)), lambda: schedule_calls.append(len(seen))],
+    )
+    for seed in range(3):
+        before = weights(policy)
+        learner.update(data(seed))
+        assert len(seen) == seed + 1
+        assert torch.equal(seen[-1], weights(policy))
+        assert not torch.equal(seen[-1], before)
+    assert schedule_calls == [1, 2, 3]  # in order, once an update
+
+
+def test_nothing_follows_an_update_that_failed() -> None:
+    policy = network()
+    calls: list[None] = []
+    optimizer = torch.optim.SGD(policy.parameters(), 0.1)
+    learner = GradientLearner(policy, Poisoned("loss"), optimizer, after_update=[lambda: calls.append(None)])
+    with pytest.raises(NonFiniteError):
+        run_updates(learner, 3)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_each_group_is_clipped_by_itself(fused: bool) -> None:
+    def made() -> tuple[nn.Sequential, torch.optim.Optimizer]:
+        policy = network()
+        groups = [{"params": policy[0].parameters()}, {"params": policy[2].parameters()}]
+        return policy, torch.optim.SGD(groups, 1.0, fused=fused)
+
+    def large_in_the_last(policy: nn.Module, batch: tuple[Tensor, Tensor], /) -> Loss:
+        return Loss(mse(policy, batch).value + 50 * policy[2].bias.sum())  # type: ignore[index]
+
+    policy, optimizer = made()
+    before = [weights(part) for part in (policy[0], policy[2])]
+    large_in_the_last(policy, data()).value.backward()
+    norms = [torch.cat([p.grad.flatten() for p in part.parameters()]).norm() for part in (policy[0], policy[2])]
+    limit = 2 * float(norms[0])
+    assert norms[1] > limit  # so one group is clipped and one is not, though their total norm is far above
+    learner = GradientLearner(policy, large_in_the_last, optimizer, clip_norm=limit, clip_each_group=True)
+    reported = learner.update(data()).metrics["gradient_norm"]
+    torch.testing.assert_close(reported, torch.stack(norms).norm())
+    moved = [(old - weights(part)).norm() for old, part in zip(before, (policy[0], policy[2]), strict=True)]
+    torch.testing.assert_close(moved[0], norms[0])
+    torch.testing.assert_close(moved[1], torch.tensor(limit))
+    other, other_optimizer = made()
+    together = GradientLearner(other, large_in_the_last, other_optimizer, clip_norm=limit)
+    together.update(data())
+    total = torch.stack([(old - weights(part)).norm() for old, part in zip(before, (other[0], other[2]), strict=True)])
+    torch.testing.assert_close(total.norm(), torch.tensor(limit))
+
+
 @pytest.mark.slow
 def test_overhead_of_an_update_is_small() -> None:
     policy, plain = network(), network()

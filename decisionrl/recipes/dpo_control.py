@@ -1,0 +1,55 @@
+"""DPO and its relatives on segments of control (arXiv 2305.18290; CPL of arXiv 2310.13639 is the general case)."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+from decisionrl.experiment import Experiment
+from decisionrl.objectives.preference_methods import build
+from decisionrl.recipes.control import own_options
+from decisionrl.recipes.offline import PreferenceOptions, Preferences
+from decisionrl.recipes.offline_presets import tuned_offline
+from decisionrl.reference import Reference
+
+METADATA = {
+    "title": "Direct preference optimization and its relatives, on control",
+    "arxiv": "2305.18290",
+    "changes": "the sum of log-ratios to the cloned policy is the reward that preferences compare",
+    "limit": "segments that begin in one state, method = dpo: cpl_kl with bias = 1",
+    "kinds": "recorded segments with preferences",
+}
+
+
+@tuned_offline
+def dpo_control(
+    *,
+    method: str = "dpo",
+    settings: dict[str, Any] | None = None,
+    cloning_steps: int = 200_000,
+    warmup: int = 10_000,
+    follow_every: int | None = None,
+    follow_rate: float = 0.6,
+    **common: Unpack[PreferenceOptions],
+) -> Experiment:
+    """Behavior cloning to the reference policy, then a method of ``objectives/preference_methods.py``.
+
+    method: a name in its table METHODS. settings: arguments of that method (``--set settings.beta=0.05``).
+    follow_every, follow_rate: every so many updates the reference is moved toward the policy (TR-DPO); None: never.
+    Segments that begin in different states have different partition functions, which only methods without the DPO
+    derivation, such as cpl, have no need to cancel.
+    """
+    options = own_options(locals())
+    offline = Preferences(**common)
+    policy = offline.policy()
+    reference = Reference(policy, every=follow_every, rate=follow_rate)
+    objective = build(method, reference=reference, **(settings or {}))
+    learner = offline.learner(
+        policy, objective, warmup=warmup, components=objective.components(), after_update=[reference.follow]
+    )
+    return offline.experiment(
+        "dpo_control",
+        learner=offline.pretrained(learner, updates=cloning_steps, begin=reference.snapshot),
+        draw=offline.draw,
+        metadata=METADATA,
+        options=options,
+    )

@@ -1,0 +1,68 @@
+"""Settings that are known to work on the labs and on data made here, so that a recipe's name and a path are enough."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, ParamSpec
+
+from decisionrl.experience.data import open_data
+from decisionrl.experiment import Experiment
+
+P = ParamSpec("P")
+
+DEFAULT = "lab/point"
+
+SHORT = {"steps": 4000, "hidden": [256, 256], "dropout": 0.0, "learning_rate": 3e-4}
+PAIRS = {**SHORT, "batch": 32}
+CLONED_FIRST = {**PAIRS, "cloning_steps": 2000}
+RELATIVE = {**CLONED_FIRST, "warmup": 200}
+VALUES = {**SHORT, "batch": 256}
+
+CLONES: Mapping[str, Mapping[str, Any]] = {
+    "bc": {**PAIRS, "length": 64},
+    "sft": CLONED_FIRST,
+    "cpl": RELATIVE,
+    "cpl_bc": RELATIVE,
+    "cpl_kl": RELATIVE,
+    "dpo_control": RELATIVE,
+    "iql": {**VALUES, "rescale_rewards": False},
+    "p_iql": {**PAIRS, "reward_steps": 1000},
+    "dt": {**SHORT, "batch": 64, "width": 64, "layers": 2, "window": 10, "warmup": 200, "return_scale": 10.0},
+    "oppo": {**PAIRS, "sizes": "small", "horizon": None, "context_step": "joint", "warmup": 200, "clip_norm": 0.25},
+}
+"""Recipe -> arguments on a few hundred episodes of a cloned policy."""
+
+MUJOCO: Mapping[str, Mapping[str, Any]] = {
+    "bc": {**SHORT, "steps": 20_000, "batch": 256},
+    "iql": {**SHORT, "steps": 20_000, "batch": 256},
+    "dt": {**SHORT, "steps": 10_000, "batch": 64, "width": 64, "layers": 2, "window": 10, "warmup": 500},
+    "oppo": {
+        **SHORT,
+        "steps": 10_000,
+        "batch": 32,
+        "sizes": "small",
+        "context_step": "joint",
+        "warmup": 500,
+        "clip_norm": 0.25,
+        "context_learning_rate": 1e-2,
+    },
+}
+"""Recipe -> arguments on what ``make-dataset sac`` makes."""
+
+
+def offline_preset(recipe: str, data: str) -> Mapping[str, Any]:
+    """What is to be the default where a recipe is called with this data; empty if nothing is known."""
+    maker = open_data(data).info.get("maker")
+    return {"clones": CLONES, "lab": CLONES, "sac": MUJOCO}.get(str(maker), {}).get(recipe, {})
+
+
+def tuned_offline(recipe: Callable[P, Experiment]) -> Callable[P, Experiment]:
+    """Let a recipe begin from the preset of its data; arguments that are given take precedence."""
+
+    @functools.wraps(recipe)
+    def with_preset(*args: P.args, **kwargs: P.kwargs) -> Experiment:
+        data = kwargs.get("data", DEFAULT)
+        return recipe(*args, **{**offline_preset(recipe.__name__, str(data)), **kwargs})  # type: ignore[arg-type]
+
+    return with_preset

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, TypedDict
 
@@ -18,7 +18,7 @@ from decisionrl.evaluation.episodes import ReturnEvaluator
 from decisionrl.experience.data import open_data, open_segments
 from decisionrl.experience.datasets import DatasetSource, DensePairs, Draw, Pairs
 from decisionrl.experience.preferences import Segments
-from decisionrl.experience.store import DatasetError, EpisodeStore
+from decisionrl.experience.store import EpisodeStore
 from decisionrl.experience.teachers import preference_pairs
 from decisionrl.experiment import Experiment
 from decisionrl.learner import GradientLearner, Learner, Objective, Stateful
@@ -229,10 +229,15 @@ class Preferences(Offline):
     @cached_property
     def segments(self) -> Segments:
         """The segments with the teacher's scores."""
-        segments = open_segments(self.data, score=self.teacher, episodes=self.episodes)
-        if segments.score is None:
-            raise DatasetError(f"data = {self.data!r}: its segments have no score")
-        return segments
+        segments = open_segments(self.data, score=self.teacher)
+        score = None if segments.score is None else segments.score.to(self.device)
+        return replace(
+            segments,
+            episodes=self.episodes,
+            episode=segments.episode.to(self.device),
+            start=segments.start.to(self.device),
+            score=score,
+        )
 
     @cached_property
     def draw(self) -> DensePairs | Pairs:

@@ -1,0 +1,238 @@
+"""The preferences suite: learning from recorded behavior and from what a teacher prefers of it.
+
+Case names are data/recipe: ``plate-slide/cpl``. The data of the Meta-World tasks are clones of five scripted
+demonstrations (``decisionrl make-dataset clones``), those of ``hopper-...`` and ``halfcheetah-...`` are from a run of
+SAC (``make-dataset sac``); both are made under ``OUT/data``, once for each seed (SAC: once), and kept. With ``--data
+DIR`` they are read from there. The rows:
+
+- ``success``: share of 100 episodes in which the trained policy succeeds; the same starts for every method and seed.
+  ``normalized_score`` on SAC's data: 0 is a random policy, 100 the last one of SAC.
+- ``mean_return`` where there is neither, next to the exact optimum where it is known.
+- ``success_at_N_pairs`` of ``...-pairs``, ``success_at_N_percent`` of ``...-noise``: with N comparisons, and with as many
+  wrong labels among 2,000.
+- ``nearer`` of ``two-modes/oppo``: share of held-out pairs whose good window is encoded nearer to z*.
+- ``cpu_seconds``, ``updates_per_second`` of the training alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from decisionrl.benchmarks.control_training import Record, one_thread, train
+from decisionrl.benchmarks.recorded import recorded
+from decisionrl.benchmarks.suite import Case, CaseContext, CaseResult, Measurement
+from decisionrl.evaluation.series import Curve, Series
+from decisionrl.evaluation.statistics import Estimate
+from decisionrl.experience.data import open_data
+from decisionrl.experience.hindsight import FutureReturnPairs, with_future_returns
+from decisionrl.experiment import Experiment
+from decisionrl.policies.hindsight import HindsightPolicy
+from decisionrl.recipes import recipe
+from decisionrl.recording.clones import clones
+from decisionrl.recording.sac import sac
+from decisionrl.seeding import generator
+
+EVALUATION_SEED = 20_260_201
+EPISODES = 100
+MUJOCO_EPISODES = 20
+CURVE_POINTS = 8
+CURVE_EPISODES = 20
+
+DataFor = Callable[[CaseContext], str]
+"""What a recipe's ``data`` is in a case."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clones:
+    """The clones of a Meta-World task, recorded anew for every seed."""
+
+    task: str
+
+    def __call__(self, context: CaseContext) -> str:
+        name = f"{self.task}-clones-seed{context.seed}"
+        return str(_found(context, name) or recorded(_root(context), name, clones, env=self.task, seed=context.seed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FromSAC:
+    """A set from one run of SAC, the same for every seed."""
+
+    env: str
+    name: str
+    steps: int
+
+    def __call__(self, context: CaseContext) -> str:
+        found = _found(context, self.name)
+        return str(
+            found or recorded(_root(context), self.name, sac, env=self.env, steps=self.steps, hidden=(128, 128), batch_size=128)
+        )
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A lab, made where it is asked for."""
+
+    name: str
+
+    def __call__(self, context: CaseContext) -> str:
+        return f"lab/{self.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfflineCase:
+    """Train ``recipe`` on the data and measure the policy in the data's environment.
+
+    metric: the main row: "success", "normalized_score" or "mean_return". curve: also measure along the way.
+    """
+
+    data: DataFor
+    recipe: str
+    metric: str
+    episodes: int = EPISODES
+    curve: bool = True
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, context: CaseContext) -> CaseResult:
+        with one_thread():
+            experiment = _experiment(self.recipe, self.data(context), context, self.arguments)
+            steps = experiment.config["steps"]
+            measured = functools.partial(_value, experiment, self.metric) if self.curve else None
+            record = train(experiment, steps, context.progress, points=CURVE_POINTS, measure=measured)
+            main = _measured(experiment, self.metric, self.episodes)
+        rows = [main, Measurement("cpu_seconds", record.clock.cpu), _speed(record)]
+        curve = _over_updates(record, self.metric) if self.curve else None
+        extra = _encodings(experiment) if isinstance(experiment.policy, HindsightPolicy) else {}
+        return CaseResult(rows, Series(curve=curve, curves=extra))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderCase:
+    """Train once for every value of one argument, and draw the success over the values.
+
+    argument: of the recipe. values: in rising order. label: how a value is called in the rows' names. scale: from the
+    argument's unit to the label's.
+    """
+
+    data: DataFor
+    recipe: str
+    argument: str
+    values: Sequence[float]
+    label: str
+    x_label: str
+    scale: float = 1.0
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, context: CaseContext) -> CaseResult:
+        rows, x = [], []
+        with one_thread():
+            data = self.data(context)
+            for number, value in enumerate(self.values):
+                arguments = {**self.arguments, self.argument: value}
+                experiment = _experiment(self.recipe, data, context, arguments)
+
+                def progress(share: float, text: str, number: int = number) -> None:
+                    context.progress((number + share) / len(self.values), text)
+
+                train(experiment, experiment.config["steps"], progress, points=1, measure=lambda policy: 0.0)
+                shown = round(value * self.scale)
+                rows.append(_measured(experiment, f"success_at_{shown}_{self.label}", EPISODES))
+                x.append(float(shown))
+        estimates = [row.estimate for row in rows]
+        y = [each.value if isinstance(each, Estimate) else each for each in estimates]
+        return CaseResult(rows, Series(curve=Curve(x_label=self.x_label, y_label="success", x=x, y=y)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModesCase:
+    """OPPO on two modes of behavior: is z* on the side of the preferred one, and does the policy follow it?"""
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, context: CaseContext) -> CaseResult:
+        with one_thread():
+            experiment = _experiment("oppo", "lab/two-modes", context, self.arguments)
+            record = train(experiment, experiment.config["steps"], context.progress, points=1, measure=lambda policy: 0.0)
+            main = _measured(experiment, "mean_return", EPISODES)
+            policy = experiment.policy
+            assert isinstance(policy, HindsightPolicy)
+            near, share = _nearness(policy, context.seed)
+        rows = [Measurement("nearer", share, 1.0, "exact", better="higher"), main, _speed(record)]
+        return CaseResult(rows, Series(curves=near))
+
+
+def _root(context: CaseContext) -> Path:
+    """Where data is made: beside all cases' own directories."""
+    return context.directory.parent.parent / "data"
+
+
+def _found(context: CaseContext, name: str) -> Path | None:
+    """The set of that name where ``--data`` says; None without it.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if context.data is None:
+        return None
+    path = context.data / name
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; decisionrl make-dataset makes it")
+    return path
+
+
+def _experiment(name: str, data: str, context: CaseContext, arguments: Mapping[str, Any]) -> Experiment:
+    return recipe(name)(data=data, seed=context.seed, device=context.device, **arguments)
+
+
+def _measured(experiment: Experiment, metric: str, episodes: int) -> Measurement:
+    assert experiment.evaluate is not None
+    found = experiment.evaluate(experiment.policy, episodes=episodes, seed=EVALUATION_SEED)
+    if metric == "normalized_score":
+        estimate = Estimate(found["normalized_score"], found["score_low"], found["score_high"], episodes)
+    else:
+        estimate = Estimate(found["mean_return"], found["low"], found["high"], episodes)
+    return Measurement(metric, estimate, better="higher")
+
+
+def _value(experiment: Experiment, metric: str, policy: nn.Module) -> float:
+    assert experiment.evaluate is not None
+    found = experiment.evaluate(policy, episodes=CURVE_EPISODES, seed=EVALUATION_SEED + 1)
+    return float(found["normalized_score" if metric == "normalized_score" else "mean_return"])
+
+
+def _speed(record: Record) -> Measurement:
+    return Measurement("updates_per_second", record.steps / record.clock.wall, better="higher")
+
+
+def _over_updates(record: Record, metric: str) -> Curve:
+    steps, _, values = (list(each) for each in zip(*record.at, strict=True))
+    return Curve(x_label="updates", y_label=metric.replace("_", " "), x=steps, y=values)
+
+
+DECILES = 10
+ENCODED = 2000
+
+
+@torch.no_grad()
+def _encodings(experiment: Experiment) -> dict[str, Curve]:
+    """What z* stands for: how far from it windows are encoded, by the decile of the return that followed them."""
+    policy, episodes = experiment.policy, open_data(experiment.config["data"])
+    assert isinstance(policy, HindsightPolicy)
+    horizon = experiment.config["horizon"] or policy.window
+    draw = FutureReturnPairs(
+        episodes=with_future_returns(episodes, horizon), size=ENCODED // 2, length=policy.window
+    )
+    windows = draw(generator(EVALUATION_SEED, "encodings")).segments
+    policy.eval()
+    distance = (policy.encode(windows) - policy.context).norm(dim=-1)
+    order = windows.extras["future_return"][:, 0].argsort()
+    means = [float(part.mean()) for part in distance[order].chunk(DECILES)]
+    tenths = [10.0 * (number + 1) for number in range(len(means))]
+    curve = Curve(x_label="percentile of the return that followed", y_label="distance to z*", x=tenths, y=means)
+    return {"encodings": curve}

@@ -1,7 +1,7 @@
 """The objectives of OPPO (arXiv 2305.16217): hindsight matching, and the vector z* that preferences point to.
 
-Two learners take turns on every batch (a :class:`~decisionrl.composition.ChainedLearner`): one trains encoder and policy
-by :class:`HindsightObjective` with z* held fixed, one trains z* by :class:`ContextObjective` with the encodings fixed.
+Two learners take turns on every batch (a :class:`~decisionrl.composition.ChainedLearner`): :class:`HindsightObjective`
+trains encoder and policy with z* held fixed, :class:`ContextObjective` trains z* with the encodings held fixed.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def triplet(
 
 def soft_norm(z: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """Mean of (||z|| - 1)^2."""
-    return (z.norm(dim=-1) - 1).square().mean()
+    return (_length(z) - 1).square().mean()
 
 
 def hinge_norm(z: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     """Mean of max(0, ||z|| - 1), of the variant for human labels."""
-    return (z.norm(dim=-1) - 1).clamp(min=0).mean()
+    return (_length(z) - 1).clamp(min=0).mean()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,7 @@ class ContextObjective:
     def __call__(self, policy: HindsightPolicy, batch: PreferenceBatch) -> Loss:
         with torch.no_grad():
             z = policy.encode(batch.segments)
-        return Loss(self.preference(policy.context, z, batch), {"context_norm": policy.context.norm()})
+        return Loss(self.preference(policy.context, z, batch), {"context_norm": _length(policy.context)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,4 +200,9 @@ def _weight(batch: PreferenceBatch) -> Float[Tensor, " pairs"]:
 
 
 def _distance(context: Tensor, z: Tensor) -> Float[Tensor, " n"]:
-    return (context - z).norm(dim=-1)
+    return _length(context - z)
+
+
+def _length(z: Float[Tensor, "*n d"]) -> Float[Tensor, "*n"]:
+    length: Tensor = torch.linalg.vector_norm(z, dim=-1)
+    return length

@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -201,6 +203,37 @@ def bench(
     sys.exit(status)
 
 
+@cli.command("make-dataset")
+@click.argument("maker")
+@click.option("--env", required=True, help="Gymnasium id or module:Class.")
+@click.option("--steps", type=click.IntRange(min=1), help="How long the maker trains, in environment steps.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--out", type=DIRECTORY, default=Path("data"), show_default=True, help="Folder of the data sets.")
+@click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any argument of the maker. May be repeated."
+)
+def make_dataset(maker: str, env: str, steps: int | None, seed: int, out: Path, assignments: tuple[str, ...]) -> None:
+    """Record data sets for offline learning with MAKER: sac or clones.
+
+    \b
+    decisionrl make-dataset sac --env Hopper-v5 --steps 300000
+    decisionrl make-dataset sac --env HalfCheetah-v5 --set hidden=[128,128] --set batch_size=128
+    """
+    import torch
+
+    from decisionrl.experience.minari import load_minari
+    from decisionrl.recording import maker as find_maker
+
+    torch.set_num_threads(1)
+    function = find_maker(maker)
+    options = {"env": env, "steps": steps, "seed": seed, "out": out}
+    arguments = _arguments(maker, function, options, assignments, kind="maker")
+    with _messages("decisionrl.recording"):
+        directories = _built(function, arguments)
+    for directory in directories:
+        click.echo(_data_set_line(directory, load_minari(directory)))
+
+
 @cli.command()
 @click.argument("directory", type=DIRECTORY)
 def report(directory: Path) -> None:
@@ -259,24 +292,27 @@ def _is_failed_run(error: Exception) -> bool:
     from decisionrl.envs.inventory.simulator import InfeasibleOrderError
     from decisionrl.envs.world import EnvironmentFault
     from decisionrl.learner import NonFiniteError
+    from decisionrl.recording import RecordingError
 
-    return isinstance(error, (EnvironmentFault, InfeasibleOrderError, NonFiniteError))
+    return isinstance(error, (EnvironmentFault, InfeasibleOrderError, NonFiniteError, RecordingError))
 
 
 # ------------------------------------------------------------------------------------------------ arguments
 
 
-def _arguments(name: str, function: Any, given: Mapping[str, Any], assignments: tuple[str, ...]) -> dict[str, Any]:
-    """The recipe's keyword arguments from options and --set, every key checked against its signature."""
+def _arguments(
+    name: str, function: Any, given: Mapping[str, Any], assignments: tuple[str, ...], *, kind: str = "recipe"
+) -> dict[str, Any]:
+    """The recipe's (or maker's) keyword arguments from options and --set, all checked against its signature."""
     hints = _parameters(function)
     arguments: dict[str, Any] = {}
     for key, value in given.items():
         if value is None:
             continue
         if key not in hints:
-            if key in PASSED_ON:
+            if kind == "recipe" and key in PASSED_ON:
                 continue
-            raise click.UsageError(f"recipe {name} takes no --{key}")
+            raise click.UsageError(f"{kind} {name} takes no --{key}")
         arguments[key] = str(value) if isinstance(value, Path) else value
     for assignment in assignments:
         key, equals, text = assignment.partition("=")
@@ -289,11 +325,11 @@ def _arguments(name: str, function: Any, given: Mapping[str, Any], assignments: 
         elif leaf and "overrides" in hints:
             arguments.setdefault("overrides", {})[key] = value
         else:
-            pick(f"argument of recipe {name}", key, hints)
+            pick(f"argument of {kind} {name}", key, hints)
             arguments[key] = value
     for key, value in arguments.items():
         if not _fits(value, hints[key]):
-            raise click.UsageError(f"{key} = {value!r} is no argument of recipe {name}; valid: {_shown(hints[key])}")
+            raise click.UsageError(f"{key} = {value!r} is no argument of {kind} {name}; valid: {_shown(hints[key])}")
     return arguments
 
 
@@ -329,7 +365,7 @@ def _shown(hint: Any) -> str:
 
 
 def _built(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """The recipe's experiment; a value that it refuses is a wrong request."""
+    """The recipe's experiment, or the maker's directories; a value that it refuses is a wrong request."""
     from decisionrl.benchmarks.suite import RequestError
 
     try:
@@ -424,6 +460,29 @@ def _fit(experiment: Any, out: Path, *, resume: bool, checkpoint_every: int | No
         result = experiment.evaluate(experiment.policy)
         write_json(out / "evaluation.json", result)
         _print_result(result)
+
+
+@contextmanager
+def _messages(name: str) -> Iterator[None]:
+    """What the logger of that name has to tell goes to stderr, line by line."""
+    logger, handler = logging.getLogger(name), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+
+
+def _data_set_line(directory: Path, store: Any) -> str:
+    mean = float(store.returns.mean())
+    text = f"{directory}  {store.num_episodes} episodes  {store.num_steps} steps  mean return {mean:.5g}"
+    if {"random_score", "expert_score"} <= store.info.keys():
+        text += f"  normalized score {store.normalized_score(mean):.1f}"
+    return text
 
 
 def _load_run(directory: Path) -> Any:

@@ -30,6 +30,22 @@ INFO = "decisionrl_info"
 """The entry of a dataset's metadata that holds the store's ``info``."""
 
 
+def minari_module() -> ModuleType:
+    """Minari.
+
+    Raises:
+        ImportError: minari or h5py is not installed.
+    """
+    try:
+        import h5py  # noqa: F401  - minari imports it only when it reads, with a hint at another extra
+        import minari
+    except ImportError as error:
+        raise ImportError(
+            f"Minari datasets need minari and h5py ({error}): pip install 'decisionrl[offline]'"
+        ) from error
+    return minari  # type: ignore[no-any-return]
+
+
 def save_minari(
     store: EpisodeStore,
     directory: Path | str,
@@ -52,17 +68,20 @@ def save_minari(
     ``random_score`` and ``expert_score`` also as Minari's ``ref_min_score`` and ``ref_max_score``.
 
     Args:
-        directory: where to; what stands there is replaced when the new dataset is whole.
+        directory: where to; it appears when the dataset is whole.
         name: Minari's id ``(namespace/)name-vN``; by default the directory's name, with ``-v0`` if it has no version.
         env_spec: with which ``MinariDataset.recover_environment`` makes the environment again.
 
     Raises:
-        ImportError: minari, or h5py for hdf5, is not installed.
+        ImportError: minari or h5py is not installed.
+        FileExistsError: the directory is there already.
         ValueError: a name or a layout that Minari does not know.
         DatasetError: ``store.info`` is not made of what JSON knows.
     """
-    minari = _minari()
+    minari = minari_module()
     directory = Path(directory)
+    if directory.exists():
+        raise FileExistsError(f"directory = {directory} is there already; valid: a new one")
     name = _versioned(directory.name) if name is None else name
     _check_name(minari, name)
     if layout not in ("hdf5", "arrow"):
@@ -94,8 +113,6 @@ def save_minari(
                 description=description,
             )
             written.storage.update_metadata(more)
-        if directory.exists():
-            directory.rename(Path(root) / "replaced")
         (Path(root) / name).rename(directory)
     return directory
 
@@ -117,10 +134,10 @@ def load_minari(
         observation_space, action_space: what the policy was made for; None takes the dataset's.
 
     Raises:
-        ImportError: minari, or h5py for hdf5, is not installed.
+        ImportError: minari or h5py is not installed.
         DatasetError: there is no such dataset, it has other spaces, or its episodes do not fit together.
     """
-    minari = _minari()
+    minari = minari_module()
     dataset = _opened(minari, id_or_directory)
     for which, wanted in (("observation_space", observation_space), ("action_space", action_space)):
         found = getattr(dataset, which)
@@ -137,17 +154,6 @@ def load_minari(
     )
 
 
-def _minari() -> ModuleType:
-    try:
-        import h5py  # noqa: F401  - minari imports it only when it reads, with a hint at another extra
-        import minari
-    except ImportError as error:
-        raise ImportError(
-            f"Minari datasets need minari and h5py ({error}): pip install 'decisionrl[offline]'"
-        ) from error
-    return minari  # type: ignore[no-any-return]
-
-
 def _versioned(name: str) -> str:
     return name if re.search(r"-v\d+$", name) else f"{name}-v0"
 
@@ -161,9 +167,9 @@ def _check_name(minari: ModuleType, name: str) -> None:
 
 @contextmanager
 def _datasets_in(root: Path) -> Iterator[None]:
-    """Minari's folder is ``root`` meanwhile."""
+    """Minari's folder is ``root`` meanwhile; it does not bear a relative one."""
     before = os.environ.get(ROOT)
-    os.environ[ROOT] = str(root)
+    os.environ[ROOT] = str(root.resolve())
     try:
         yield
     finally:
@@ -210,10 +216,10 @@ def _after_reset(rows: np.ndarray[Any, Any]) -> Any:
 
 
 def _opened(minari: ModuleType, id_or_directory: Path | str) -> Any:
-    directory = Path(id_or_directory)
-    if (directory / "data" / "metadata.json").is_file():
-        return minari.MinariDataset(directory / "data")
+    data = Path(id_or_directory) / "data"
     try:
+        if (data / "metadata.json").is_file():
+            return minari.MinariDataset(data)
         return minari.load_dataset(str(id_or_directory), download=False)
     except (FileNotFoundError, ValueError) as error:
         raise DatasetError(

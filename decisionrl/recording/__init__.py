@@ -16,6 +16,10 @@ MAKERS = {
 """Maker name -> module that holds a function of that name and METADATA; imported when used."""
 
 
+class RecordingError(RuntimeError):
+    """What was to be recorded did not come about, such as a policy that learned nothing."""
+
+
 def maker(name: str) -> Callable[..., list[Path]]:
     """The maker's function, which returns the directories it wrote; UnknownNameError if there is none."""
     module = importlib.import_module(pick("maker", name, MAKERS))

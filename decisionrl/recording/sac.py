@@ -1,12 +1,13 @@
 """Offline data from one run of SAC on a continuous-control environment: replay, medium, expert and their mixtures.
 
-Made in the way of D4RL's MuJoCo sets (arXiv 2004.07219, section 5), with Stable-Baselines3's SAC (arXiv 1801.01290).
+Made in the way of D4RL's MuJoCo sets (arXiv 2004.07219), with Stable-Baselines3's SAC (arXiv 1801.01290).
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,15 +17,17 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.envs.registration import EnvSpec
 from torch import Tensor
 
-from decisionrl.envs.make import env_maker, env_name, make_world
+from decisionrl.envs.make import env_maker, make_world
 from decisionrl.envs.world import World
 from decisionrl.experience.acting import ActingPolicy
 from decisionrl.experience.episodes import Played
-from decisionrl.experience.minari import Layout, save_minari
+from decisionrl.experience.minari import Layout, minari_module, save_minari
 from decisionrl.experience.store import store_episodes
 from decisionrl.policies.stable_baselines3 import from_stable_baselines3
+from decisionrl.recording import RecordingError
 from decisionrl.recording.scores import expert_score, played_episodes, random_score
 from decisionrl.seeding import random_state_kept
 from decisionrl.version import code_version
@@ -34,6 +37,9 @@ METADATA = {
     "arxiv": "2004.07219",
     "kinds": "Gymnasium environments with continuous actions",
 }
+
+KINDS = ("replay", "medium-replay", "medium", "expert", "medium-expert")
+"""The sets, in the order in which they are written."""
 
 COPIES = 10
 """Episodes that are played side by side."""
@@ -46,10 +52,10 @@ Episode = Mapping[str, Any]
 
 def sac(
     *,
+    out: Path | str,
     env: str = "Hopper-v5",
     steps: int = 300_000,
     seed: int = 0,
-    out: str = "data",
     hidden: Sequence[int] = (256, 256),
     batch_size: int = 256,
     learning_rate: float = 3e-4,
@@ -74,6 +80,7 @@ def sac(
     the best policy's deterministic actions, both over ``reference_episodes`` new episodes.
 
     Args:
+        out: the folder of the sets; none of them may be there already.
         env: Gymnasium id or ``module:Class``.
         steps: environment steps of training, one gradient step for each after ``learning_starts``.
         hidden: sizes of the layers of actor and critics.
@@ -82,8 +89,9 @@ def sac(
 
     Raises:
         ImportError: Stable-Baselines3 or Minari is not installed.
-        ValueError: a number out of its range.
-        RuntimeError: no policy was better than random actions; ``replay`` is then written nevertheless.
+        ValueError: a number out of its range, or a set that is there already.
+        RecordingError: no episode was finished, or no policy was better than random actions; in the second case
+            ``replay`` is there nevertheless.
     """
     _check(
         steps=steps,
@@ -94,6 +102,11 @@ def sac(
         evaluation_episodes=evaluation_episodes,
         reference_episodes=reference_episodes,
     )
+    minari_module()  # what is missing is told before the training
+    directories = {kind: Path(out) / f"{_task(env)}-{kind}" for kind in KINDS}
+    for directory in directories.values():
+        if directory.exists():
+            raise ValueError(f"out = {out}: {directory} is there already; valid: a folder without it")
     world = make_world(env, num_envs=COPIES)
     episodes = RecordedEpisodes(env_maker(env, {})())
     with random_state_kept():
@@ -106,7 +119,10 @@ def sac(
             learning_starts=learning_starts,
         )
         policy = from_stable_baselines3(model)
-        stages = list(_trained(model, policy, world, episodes, steps, evaluate_every, evaluation_episodes, seed))
+        trained = _trained(model, policy, world, episodes, steps, evaluate_every, evaluation_episodes, seed)
+        stages = [stage for stage in trained if stage.episodes]
+    if not stages:
+        raise RecordingError(f"{env}: no episode was finished in {steps} steps; valid: more steps")
     best = max(stages, key=lambda stage: stage.mean_return)
     best.restore(policy)
     floor = random_score(world, episodes=reference_episodes, seed=seed)
@@ -124,24 +140,34 @@ def sac(
         "reference_episodes": reference_episodes,
         "versions": _versions(),
     }
-    files = _Files(Path(out), env, world, info, layout)
-    written = [files.write("replay", episodes.finished, policy_steps=steps)]
-    target = floor + medium * (best.mean_return - floor)
-    reached = [stage for stage in stages if stage.episodes and stage.mean_return >= target]
+
+    def write(kind: str, episodes: Sequence[Episode], policy_steps: int | list[int]) -> None:
+        """policy_steps: the training steps behind the policies that acted, the last ones of a range."""
+        store = store_episodes(
+            episodes,
+            observation_space=world.observation_space,
+            action_space=world.action_space,
+            info={**info, "kind": kind, "policy_steps": policy_steps},
+        )
+        save_minari(store, directories[kind], layout=layout, env_spec=_spec(env), algorithm_name="SAC")
+        logger.info("%s: %d episodes, %d steps", directories[kind], store.num_episodes, store.num_steps)
+
+    write("replay", episodes.finished, steps)
     if best.mean_return <= floor:
-        raise RuntimeError(
+        raise RecordingError(
             f"{env}: the best return in {steps} steps of SAC is {best.mean_return:.4g}, that of random actions "
             f"{floor:.4g}; valid: more steps, until it is better"
         )
-    middle = reached[0]
-    written.append(files.write("medium-replay", episodes.finished[: middle.episodes], policy_steps=middle.steps))
+    target = floor + medium * (best.mean_return - floor)
+    middle = next(stage for stage in stages if stage.mean_return >= target)
+    write("medium-replay", episodes.finished[: middle.episodes], middle.steps)
     rolled: dict[str, list[Episode]] = {}
     for kind, stage in (("medium", middle), ("expert", best)):
         stage.restore(policy)
         rolled[kind] = list(_rolled_out(world, policy, rollout_steps, seed, kind))
-        written.append(files.write(kind, rolled[kind], policy_steps=stage.steps))
-    both = rolled["medium"] + rolled["expert"]
-    return [*written, files.write("medium-expert", both, policy_steps=[middle.steps, best.steps])]
+        write(kind, rolled[kind], stage.steps)
+    write("medium-expert", rolled["medium"] + rolled["expert"], [middle.steps, best.steps])
+    return list(directories.values())
 
 
 class RecordedEpisodes(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -245,34 +271,15 @@ def _split(played: Played) -> Iterator[Episode]:
         yield {"observation": seen, **steps}
 
 
-@dataclass(frozen=True)
-class _Files:
-    """Where the sets of a run go, and what they have in common."""
+def _task(env: str) -> str:
+    """``hopper`` for ``Hopper-v5``, ``myenv`` for ``module:MyEnv``."""
+    return re.sub(r"\W", "-", re.sub(r"-v\d+$", "", env.rpartition(":")[2])).lower()
 
-    out: Path
-    env: str
-    world: World
-    info: Mapping[str, Any]
-    layout: Layout
 
-    def write(self, kind: str, episodes: Sequence[Episode], *, policy_steps: int | list[int]) -> Path:
-        store = store_episodes(
-            episodes,
-            observation_space=self.world.observation_space,
-            action_space=self.world.action_space,
-            info={**self.info, "kind": kind, "policy_steps": policy_steps},
-        )
-        task = env_name(self.env).rpartition(":")[2].partition("-v")[0].lower()
-        directory = save_minari(
-            store,
-            self.out / f"{task}-{kind}",
-            layout=self.layout,
-            env_spec=gymnasium.registry.get(self.env),
-            algorithm_name="SAC",
-            author="decisionrl",
-        )
-        logger.info("%s: %d episodes, %d steps", directory, store.num_episodes, store.num_steps)
-        return directory
+def _spec(env: str) -> EnvSpec | None:
+    """How Gymnasium makes the environment, where that can be written down: not for classes and functions."""
+    spec = gymnasium.registry.get(env)
+    return spec if spec is not None and isinstance(spec.entry_point, str) else None
 
 
 def _check(*, medium: float, learning_starts: int, **counts: int) -> None:

@@ -36,7 +36,7 @@ class ReferenceScores:
             raise ValueError(f"random = expert = {self.random}; valid: two different scores")
 
     def normalized(self, returns: float) -> float:
-        """100 (R - random) / (expert - random) (arXiv 2004.07219, section 4.3): 0 is random, 100 the expert."""
+        """100 (R - random) / (expert - random) (arXiv 2004.07219): 0 is random, 100 the expert."""
         return 100 * (returns - self.random) / (self.expert - self.random)
 
 
@@ -69,13 +69,14 @@ class UniformActions:
     """
 
     def __init__(self, action_space: spaces.Space[Any]) -> None:
+        self._whole = isinstance(action_space, spaces.Discrete)
         if isinstance(action_space, spaces.Discrete):
-            low, width, self._whole = np.float32(action_space.start), np.float32(action_space.n), True
+            self._low, self._width = torch.tensor(int(action_space.start)), torch.tensor(float(action_space.n))
         elif isinstance(action_space, spaces.Box) and action_space.is_bounded():
-            low, width, self._whole = action_space.low, action_space.high - action_space.low, False
+            self._low = torch.as_tensor(action_space.low)
+            self._width = torch.as_tensor(action_space.high) - self._low
         else:
             raise ValueError(f"action_space = {action_space}; valid: Discrete, or a Box with finite bounds")
-        self._low, self._width = torch.as_tensor(low), torch.as_tensor(width)
 
     def act(
         self, observation: Observation, state: Tensor | None = None, *, noise: Tensor | None = None
@@ -87,8 +88,8 @@ class UniformActions:
         """
         if noise is None:
             raise ValueError("noise = None; valid: a tensor, as uniformly random actions have no mode")
-        action = self._low + noise * self._width
-        return (action.floor().long() if self._whole else action), None
+        above = noise * self._width
+        return self._low + (above.floor().long() if self._whole else above), None
 
     def sample_noise(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
         """Uniform on [0, 1), [*shape, ...]."""

@@ -31,11 +31,13 @@ from decisionrl.benchmarks.suite import Case, CaseContext, CaseResult, Measureme
 from decisionrl.evaluation.series import Curve, Series
 from decisionrl.evaluation.statistics import Estimate
 from decisionrl.experience.data import open_data
+from decisionrl.experience.datasets import Windows
 from decisionrl.experience.hindsight import FutureReturnPairs, with_future_returns
 from decisionrl.experiment import Experiment
 from decisionrl.policies.hindsight import HindsightPolicy
 from decisionrl.recipes import recipe
 from decisionrl.recording.clones import clones
+from decisionrl.recording.labs import two_modes_lab
 from decisionrl.recording.sac import sac
 from decisionrl.seeding import generator
 
@@ -71,7 +73,10 @@ class FromSAC:
     def __call__(self, context: CaseContext) -> str:
         found = _found(context, self.name)
         return str(
-            found or recorded(_root(context), self.name, sac, env=self.env, steps=self.steps, hidden=(128, 128), batch_size=128)
+            found
+            or recorded(
+                _root(context), self.name, sac, env=self.env, steps=self.steps, hidden=(128, 128), batch_size=128
+            )
         )
 
 
@@ -158,13 +163,13 @@ class ModesCase:
     def __call__(self, context: CaseContext) -> CaseResult:
         with one_thread():
             experiment = _experiment("oppo", "lab/two-modes", context, self.arguments)
-            record = train(experiment, experiment.config["steps"], context.progress, points=1, measure=lambda policy: 0.0)
+            record = train(
+                experiment, experiment.config["steps"], context.progress, points=1, measure=lambda policy: 0.0
+            )
             main = _measured(experiment, "mean_return", EPISODES)
-            policy = experiment.policy
-            assert isinstance(policy, HindsightPolicy)
-            near, share = _nearness(policy, context.seed)
-        rows = [Measurement("nearer", share, 1.0, "exact", better="higher"), main, _speed(record)]
-        return CaseResult(rows, Series(curves=near))
+            nearer, curves = _nearness(experiment, context.seed)
+        rows = [main, Measurement("nearer", nearer, 1.0, "exact", better="higher"), _speed(record)]
+        return CaseResult(rows, Series(curves=curves))
 
 
 def _root(context: CaseContext) -> Path:
@@ -225,9 +230,7 @@ def _encodings(experiment: Experiment) -> dict[str, Curve]:
     policy, episodes = experiment.policy, open_data(experiment.config["data"])
     assert isinstance(policy, HindsightPolicy)
     horizon = experiment.config["horizon"] or policy.window
-    draw = FutureReturnPairs(
-        episodes=with_future_returns(episodes, horizon), size=ENCODED // 2, length=policy.window
-    )
+    draw = FutureReturnPairs(episodes=with_future_returns(episodes, horizon), size=ENCODED // 2, length=policy.window)
     windows = draw(generator(EVALUATION_SEED, "encodings")).segments
     policy.eval()
     distance = (policy.encode(windows) - policy.context).norm(dim=-1)
@@ -236,3 +239,145 @@ def _encodings(experiment: Experiment) -> dict[str, Curve]:
     tenths = [10.0 * (number + 1) for number in range(len(means))]
     curve = Curve(x_label="percentile of the return that followed", y_label="distance to z*", x=tenths, y=means)
     return {"encodings": curve}
+
+
+HELD_OUT = 1_000
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@torch.no_grad()
+def _nearness(experiment: Experiment, seed: int) -> tuple[float, dict[str, Curve]]:
+    """The share of held-out pairs whose good window is encoded nearer to z*, and the return of acting on what lies
+    between the mean encoding of bad windows and z*."""
+    policy = experiment.policy
+    assert isinstance(policy, HindsightPolicy)
+    assert experiment.evaluate is not None
+    fresh = two_modes_lab(seed=HELD_OUT + seed).episodes
+    policy.eval()
+    windows = Windows(episodes=fresh, size=HELD_OUT, length=policy.window)(generator(seed, "held_out"))
+    z, good = policy.encode(windows), windows.extras["good"][:, 0] > 0.5
+    distance = (z - policy.context).norm(dim=-1)
+    share = (distance[good][:, None] < distance[~good]).float().mean()
+    trained, bad = policy.context.clone(), z[~good].mean(0)
+    returns = []
+    for strength in STRENGTHS:
+        policy.context.copy_(bad + strength * (trained - bad))
+        found = experiment.evaluate(policy, episodes=CURVE_EPISODES, seed=EVALUATION_SEED)
+        returns.append(float(found["mean_return"]))
+    policy.context.copy_(trained)
+    between = Curve(x_label="from bad windows (0) to z* (1)", y_label="mean return", x=STRENGTHS, y=returns)
+    return float(share), {"between": between}
+
+
+# ---------------------------------------------------------------------------------------------- the cases
+
+MORE_TASKS = ("drawer-open", "button-press", "door-open", "sweep-into", "bin-picking")
+MAIN = ("bc", "sft", "cpl")
+BESIDE = ("cpl_bc", "cpl_kl", "dpo_control", "iql", "p_iql", "oppo")
+SETTINGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "cpl_alpha=0.02": ("cpl", {"alpha": 0.02}),
+    "cpl_bias=1": ("cpl", {"bias": 1.0}),
+    "cpl_return": ("cpl", {"teacher": "return"}),
+    "cpl_distance": ("cpl", {"teacher": "distance"}),
+}
+"""CPL with another setting or another teacher, by the method's name in the results."""
+
+NUMBERS = (30, 100, 300, 1_000, 3_000)
+WRONG = (0.0, 0.1, 0.2, 0.3, 0.4)
+PAIRS_FOR_NOISE = 2_000
+BATCH_OF_PAIRS = 16
+
+SAC_STEPS = {"hopper": ("Hopper-v5", 150_000), "halfcheetah": ("HalfCheetah-v5", 60_000)}
+SAC_SETS = ("medium-replay", "medium", "medium-expert")
+ON_SAC: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "bc": ("bc", {}),
+    "bc_top10": ("bc", {"fraction": 0.1}),
+    "iql": ("iql", {}),
+    "dt": ("dt", {}),
+    "oppo": ("oppo", {}),
+}
+ON_GRIDWORLD = ("bc", "sft", "cpl", "cpl_bc", "cpl_kl", "dpo_control")
+
+
+def cases(profile: str, data: Path | None) -> list[Case]:
+    """All cases of a profile, in the order of the report."""
+    if profile == "quick":
+        return [*_labs(), *_clones("plate-slide", MAIN)]
+    chosen = [*_labs(), *_clones("plate-slide", (*MAIN, *BESIDE)), *_settings("plate-slide"), *_ladders("plate-slide")]
+    for task in MORE_TASKS:
+        chosen += _clones(task, MAIN)
+    for robot, (env, steps) in SAC_STEPS.items():
+        for part in SAC_SETS:
+            source = FromSAC(env=env, name=f"{robot}-{part}", steps=steps)
+            for method, (name, arguments) in ON_SAC.items():
+                run = OfflineCase(
+                    data=source,
+                    recipe=name,
+                    metric="normalized_score",
+                    episodes=MUJOCO_EPISODES,
+                    arguments=arguments,
+                )
+                chosen.append(Case(source.name, method, run, cost=10.0))
+    return chosen
+
+
+def _labs() -> list[Case]:
+    chosen = [
+        Case("gridworld", name, OfflineCase(data=Lab("gridworld"), recipe=name, metric="mean_return", curve=False))
+        for name in ON_GRIDWORLD
+    ]
+    chosen += [
+        Case("point", name, OfflineCase(data=Lab("point"), recipe=name, metric="mean_return"))
+        for name in (*MAIN, "p_iql")
+    ]
+    return [
+        *chosen,
+        Case("two-modes", "bc", OfflineCase(data=Lab("two-modes"), recipe="bc", metric="mean_return")),
+        Case("two-modes", "oppo", ModesCase()),
+    ]
+
+
+def _clones(task: str, recipes: Sequence[str]) -> list[Case]:
+    return [
+        Case(task, name, OfflineCase(data=Clones(task=task), recipe=name, metric="success"), cost=3.0)
+        for name in recipes
+    ]
+
+
+def _settings(task: str) -> list[Case]:
+    return [
+        Case(
+            task,
+            method,
+            OfflineCase(data=Clones(task=task), recipe=name, metric="success", arguments=arguments),
+            cost=3.0,
+        )
+        for method, (name, arguments) in SETTINGS.items()
+    ]
+
+
+def _ladders(task: str) -> list[Case]:
+    """Success over the number of comparisons, and over the share of wrong ones."""
+    chosen = []
+    for name in ("sft", "cpl"):
+        by_number = LadderCase(
+            data=Clones(task=task),
+            recipe=name,
+            argument="pairs",
+            values=NUMBERS,
+            label="pairs",
+            x_label="comparisons",
+            arguments={"batch": BATCH_OF_PAIRS},
+        )
+        by_noise = LadderCase(
+            data=Clones(task=task),
+            recipe=name,
+            argument="flip",
+            values=WRONG,
+            label="percent",
+            x_label="wrong labels, %",
+            scale=100.0,
+            arguments={"batch": BATCH_OF_PAIRS, "pairs": PAIRS_FOR_NOISE},
+        )
+        chosen += [Case(f"{task}-pairs", name, by_number, cost=15.0), Case(f"{task}-noise", name, by_noise, cost=15.0)]
+    return chosen

@@ -23,6 +23,7 @@ SUITES = {
     "inventory": "decisionrl.benchmarks.inventory",
     "control": "decisionrl.benchmarks.control",
     "robust": "decisionrl.benchmarks.robust",
+    "preferences": "decisionrl.benchmarks.preferences",
 }
 """Suite name -> module with ``cases(profile, data) -> list[Case]``."""
 

@@ -39,13 +39,26 @@ RECIPES = {
     "drpvi": "decisionrl.recipes.drpvi",
     "va_drpvi": "decisionrl.recipes.va_drpvi",
     "r2pvi": "decisionrl.recipes.r2pvi",
+    "bc": "decisionrl.recipes.bc",
+    "sft": "decisionrl.recipes.sft",
+    "cpl": "decisionrl.recipes.cpl",
+    "cpl_bc": "decisionrl.recipes.cpl_bc",
+    "cpl_kl": "decisionrl.recipes.cpl_kl",
+    "dpo_control": "decisionrl.recipes.dpo_control",
+    "iql": "decisionrl.recipes.iql",
+    "p_iql": "decisionrl.recipes.p_iql",
+    "dt": "decisionrl.recipes.dt",
+    "oppo": "decisionrl.recipes.oppo",
 }
 """Recipe name -> module that holds a function of that name and METADATA; imported when used."""
 
 LINEAR_MDPS = ("dr_rpo", "dr_lsvi_ucb", "lsvi_ucb", "pevi", "drpvi", "va_drpvi", "r2pvi")
 """The recipes on linear MDPs."""
 
-ON_ENVIRONMENTS = tuple(name for name in RECIPES if name not in ("hdpo", *LINEAR_MDPS))
+ON_RECORDED_DATA = ("bc", "sft", "cpl", "cpl_bc", "cpl_kl", "dpo_control", "iql", "p_iql", "dt", "oppo")
+"""The recipes on recorded data."""
+
+ON_ENVIRONMENTS = tuple(name for name in RECIPES if name not in ("hdpo", *LINEAR_MDPS, *ON_RECORDED_DATA))
 """The recipes on any environment."""
 
 

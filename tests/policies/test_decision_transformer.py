@@ -91,7 +91,9 @@ def test_log_prob_is_the_negative_squared_error_given_the_returns():
     log_prob = policy.evaluate(data).log_prob
     for row in range(3):
         for t in range(5):
-            wanted = -sum((float(a) - float(b) / 2) ** 2 for a, b in zip(predicted[row, t], data.action[row, t], strict=True))
+            wanted = -sum(
+                (float(a) - float(b) / 2) ** 2 for a, b in zip(predicted[row, t], data.action[row, t], strict=True)
+            )
             assert float(log_prob[row, t]) == pytest.approx(wanted)
     other = batch(extras={**data.extras, "return_to_go": data.extras["return_to_go"] + 1})
     assert not torch.allclose(policy.evaluate(other).log_prob, log_prob)

@@ -16,7 +16,7 @@ Info = dict[str, Any]
 STEP = 0.1
 """How far a step goes along each axis, at most."""
 
-REACHED = 0.05
+REACHED = 0.15
 """The success of an episode: how near the goal its last position is, along each axis."""
 
 
@@ -31,8 +31,8 @@ def optimal_action(observation: Float[Array, "... 4"]) -> Float[Array, "... 2"]:
 
 
 def optimal_value(observation: Float[Array, "... 4"]) -> Float[Array, ...]:
-    """V*(p, g) of an endless episode without discount: along an axis at distance d it costs the distances d - STEP, d - 2
-    STEP, ... that remain after each step,
+    """V*(p, g) of an endless episode without discount: along an axis at distance d it costs the distances d - STEP,
+    d - 2 STEP, ... that remain after each step,
 
         V* = -sum_axes (n d - STEP n (n + 1) / 2),   n = floor(d / STEP).
     """

@@ -121,7 +121,8 @@ class DeterministicMDP:
         transition.scatter_add_(1, self.next_state, policy)
         alive = (~self.terminal).to(self.reward)
         system = torch.eye(self.num_states, dtype=self.reward.dtype) - self.gamma * alive[:, None] * transition
-        return torch.linalg.solve(system, alive * income)
+        value: Tensor = torch.linalg.solve(system, alive * income)
+        return value
 
 
 def gridworld(size: int = 5, *, gamma: float = 0.9) -> DeterministicMDP:

@@ -1,0 +1,89 @@
+"""Recorded data by name: a lab, a flat file, or a Minari dataset in a directory or in Minari's folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+
+from decisionrl.experience.d4rl import load_d4rl
+from decisionrl.experience.minari import ROOT, load_minari
+from decisionrl.experience.preference_formats import load_segments
+from decisionrl.experience.preferences import Segments
+from decisionrl.experience.store import DatasetError, EpisodeStore
+from decisionrl.names import UnknownNameError, pick
+from decisionrl.recording.labs import Lab, gridworld_lab, point_lab, two_modes_lab
+
+LABS: Mapping[str, Callable[[], Lab]] = {
+    "lab/gridworld": gridworld_lab,
+    "lab/point": point_lab,
+    "lab/two-modes": two_modes_lab,
+}
+"""The labs that are recorded where they are asked for, with their default arguments."""
+
+SEGMENTS = "segments.npz"
+"""The file of segments and scores in the directory of a dataset, beside its ``data``."""
+
+METADATA = "data/metadata.json"
+"""What every dataset of Minari has in its directory."""
+
+
+def open_data(name: str | Path) -> EpisodeStore:
+    """Episodes by name.
+
+    Args:
+        name: ``lab/gridworld``, ``lab/point`` or ``lab/two-modes``; a directory with a Minari dataset (in it is
+            ``data/metadata.json``); an .hdf5, .h5 or .npz file in the form of D4RL; or the id of a dataset in
+            Minari's folder.
+
+    Raises:
+        UnknownNameError: there is nothing of that name; it suggests the nearest one.
+        DatasetError: what is there cannot be used.
+        ImportError: a package to read it is not installed.
+    """
+    if str(name) in LABS:
+        return _lab(str(name)).episodes
+    path = Path(name)
+    if path.is_file():
+        return load_d4rl(path)
+    return load_minari(_directory(name))
+
+
+def open_segments(name: str | Path, *, score: str | None = None) -> Segments:
+    """Segments of :func:`open_data`'s episodes, with the scores of that name: a lab's own, or those in the file
+    ``segments.npz`` in the dataset's directory.
+
+    Raises:
+        UnknownNameError: there is nothing of that name; it suggests the nearest one.
+        DatasetError: there are no segments, or none with such a score.
+        ImportError: a package to read it is not installed.
+    """
+    if str(name) in LABS:
+        lab = _lab(str(name))
+        return lab.segments if score is None else lab.scored(score)
+    if Path(name).is_file():
+        raise DatasetError(
+            f"{name} is a file; valid: a lab or a Minari dataset, or load_segments of a file of segments"
+        )
+    directory = _directory(name)
+    if not (directory / SEGMENTS).is_file():
+        raise DatasetError(f"{name} has no segments; valid: a file {directory / SEGMENTS}, written by save_segments")
+    return load_segments(directory / SEGMENTS, load_minari(directory), score=score)
+
+
+@cache
+def _lab(name: str) -> Lab:
+    return LABS[name]()
+
+
+def _directory(name: str | Path) -> Path:
+    """Where the Minari dataset of that name is."""
+    if (Path(name) / METADATA).is_file():
+        return Path(name)
+    folder = Path(os.environ.get(ROOT, "~/.minari/datasets")).expanduser()
+    local = {path.parents[1].relative_to(folder).as_posix(): path.parents[1] for path in folder.rglob(METADATA)}
+    try:
+        return pick("data", str(name), {**dict.fromkeys(LABS, folder), **local})
+    except UnknownNameError as error:
+        raise UnknownNameError(f"{error}; a directory with {METADATA}; an .hdf5, .h5 or .npz file") from None

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from decisionrl.envs.registration import METAWORLD_TASKS, register_envs
 from decisionrl.envs.robotics.metaworld import MetaWorldEnv, scripted_expert
+from decisionrl.experience.minari import save_minari
+from decisionrl.experience.preference_formats import save_segments
 from decisionrl.experience.preferences import Segments, sample_segments
 from decisionrl.experience.store import EpisodeStore, store_episodes
 from decisionrl.experience.teachers import expert_distance, regret_scores, segment_returns
@@ -28,6 +30,7 @@ METADATA = {
     "arxiv": "2310.13639",
     "changes": "in place of a half-trained SAC policy, a policy cloned from few demonstrations; in place of SAC's "
     "critics, V fitted to returns of the scripted expert",
+    "kinds": f"the Meta-World tasks {', '.join(METAWORLD_TASKS)}",
 }
 
 COPIES = 16
@@ -80,19 +83,22 @@ def clones(
     episodes: int = 500,
     segments: int = 1500,
     segment_length: int = 64,
+    value_episodes: int = 300,
+    cloning_steps: int = 1000,
+    value_steps: int = 4000,
     seed: int = 0,
-    out: Path,
+    out: str | Path = "data",
 ) -> list[Path]:
-    """Record :func:`record_clones` as ``OUT/ENV-clones-seedN``, a Minari dataset with ``segments.npz`` in it.
+    """Write :func:`record_clones` as ``OUT/ENV-clones-seedN``, a Minari dataset with ``segments.npz`` in it.
+
+    ``load_segments`` of ``decisionrl.experience.preference_formats`` reads that file, with score ``"regret"``,
+    ``"return"`` or ``"distance"``.
 
     Raises:
         ImportError: Meta-World, of the extra ``decisionrl[robotics]``, or minari and h5py, of ``decisionrl[offline]``,
             are not installed.
         ValueError: see :func:`record_clones`.
     """
-    from decisionrl.experience.minari import save_minari
-    from decisionrl.experience.preference_formats import save_segments
-
     recorded = record_clones(
         env=env,
         demonstrations=demonstrations,
@@ -101,12 +107,15 @@ def clones(
         episodes=episodes,
         segments=segments,
         segment_length=segment_length,
+        value_episodes=value_episodes,
+        cloning_steps=cloning_steps,
+        value_steps=value_steps,
         seed=seed,
     )
     register_envs()
     directory = save_minari(
         recorded.episodes,
-        out / f"{env}-clones-seed{seed}",
+        Path(out) / f"{env}-clones-seed{seed}",
         env_spec=gymnasium.spec(recorded.episodes.info["env"]),
         description=METADATA["title"],
     )
@@ -160,15 +169,12 @@ def record_clones(
     if segment_length >= MAX_STEPS:
         raise ValueError(f"segment_length = {segment_length}; valid: less than {MAX_STEPS}, the steps of an episode")
 
-    def noise_of(stream: str, count: int) -> Tensor:
-        return torch.randn(count, MAX_STEPS, 4, generator=generator(seed, f"clones/{stream}"))
-
     least = segment_length + 1
-    shown = noise_of("demonstrations", demonstrations)
+    shaken = demonstration_noise * _noise(seed, "demonstrations", demonstrations)
     demonstrated = _play(
         env,
         _seeds(seed, "demonstrations", demonstrations),
-        lambda observation, expert, episode, step: expert + demonstration_noise * shown[episode, step],
+        lambda observation, expert, episode, step: expert + shaken[episode, step],
         least=[least] * demonstrations,
     )
     clone = _regression(
@@ -178,11 +184,11 @@ def record_clones(
         generator=generator(seed, "clones/cloning"),
     )
 
-    shaken = noise_of("episodes", episodes)
+    wandering = noise * _noise(seed, "episodes", episodes)
     played = _play(
         env,
         _seeds(seed, "episodes", episodes),
-        lambda observation, expert, episode, step: clone(observation) + noise * shaken[episode, step],
+        lambda observation, expert, episode, step: clone(observation) + wandering[episode, step],
         least=[least] * episodes,
     )
     solved = sum(float(each["success"].any()) for each in played)
@@ -213,10 +219,10 @@ def _expert_value(env: str, clone: Prediction, noise: float, *, episodes: int, s
     from there on the last reward is taken to last forever.
     """
     takeover = torch.randint(ROLL_IN + 1, (episodes,), generator=generator(seed, "clones/takeover"))
-    shaken = torch.randn(episodes, ROLL_IN + MAX_STEPS, 4, generator=generator(seed, "clones/roll-in"))
+    wandering = noise * _noise(seed, "roll-in", episodes, ROLL_IN + MAX_STEPS)
 
     def choose(observation: Tensor, expert: Tensor, episode: Tensor, step: Tensor) -> Tensor:
-        cloned = clone(observation) + noise * shaken[episode, step]
+        cloned = clone(observation) + wandering[episode, step]
         return torch.where((step < takeover[episode])[:, None], cloned, expert)
 
     begin = takeover.tolist()
@@ -239,7 +245,7 @@ def _expert_value(env: str, clone: Prediction, noise: float, *, episodes: int, s
 
 def _discounted_returns(reward: Float[Tensor, " steps"]) -> Float[Tensor, " steps"]:
     """sum_{i>=t} DISCOUNT^(i-t) r_i for every t, the last reward being repeated forever."""
-    step = torch.arange(len(reward))
+    step = torch.arange(len(reward), dtype=reward.dtype)
     weight = (DISCOUNT ** (step[None, :] - step[:, None]).clamp(min=0)).triu()
     return weight @ reward + DISCOUNT ** (len(reward) - step) * reward[-1] / (1 - DISCOUNT)
 
@@ -339,6 +345,10 @@ def _regression(
 def _seeds(seed: int, stream: str, count: int) -> list[int]:
     """Reset seeds of as many episodes."""
     return torch.randint(2**31, (count,), generator=generator(seed, f"clones/{stream} seeds")).tolist()
+
+
+def _noise(seed: int, stream: str, episodes: int, steps: int = MAX_STEPS) -> Float[Tensor, "episodes steps 4"]:
+    return torch.randn(episodes, steps, 4, generator=generator(seed, f"clones/{stream}"))
 
 
 def _identifier(env: str) -> str:

@@ -207,7 +207,7 @@ class GuidedSelection:
 
     Args:
         statistics: where z is from.
-        kept: the share, rounded down to a whole number of pairs.
+        kept: the share, rounded down to a whole number of pairs, at least one.
         generator: on the CPU; its state is saved with the component.
     """
 
@@ -226,7 +226,7 @@ class GuidedSelection:
         gumbel = -(-uniform.clamp(min=torch.finfo(z.dtype).tiny).log()).log()
         key = torch.where(counts, gumbel - z.square() / 2, -math.inf)
         place = key.argsort(descending=True).argsort()
-        return torch.where(place < (self.kept * counts.sum()).floor(), pairs.weight, 0.0)
+        return torch.where(place < (self.kept * counts.sum()).floor().clamp(min=1), pairs.weight, 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self._generator.get_state()}

@@ -53,8 +53,8 @@ class PairwisePreference:
         weights: factors on the loss of each pair.
         coefficient: of the pair loss.
         terms: more losses by the name under which they are reported.
-        reduction: "pairs" is the mean over the pairs. "legacy_nonzero" leaves pairs whose loss is exactly 0 out of
-            it, as CPL's release does: in float32 those whose gap is beyond about 17 there, 104 here.
+        reduction: "pairs" is the mean over the pairs. "legacy_nonzero" leaves out those whose loss vanishes beside 1
+            in float32 (a logistic gap beyond 16.6), as CPL's release does, so that settled pairs do not dilute it.
         reference: of relative scores. ``segments.extras["reference_log_prob"]`` [sequences, steps] goes first.
         statistics: running moments that other parts look at; observed before use, and only while gradients are on.
         selection: which pairs of a training batch are used.
@@ -138,7 +138,7 @@ class PairwisePreference:
 
     def _reduced(self, losses: Tensor, weight: Tensor) -> Float[Tensor, ""]:
         if self.reduction == "legacy_nonzero":
-            weight = torch.where(losses != 0, weight, 0.0)
+            weight = torch.where(1 + losses.float() != 1, weight, 0.0)
         return weighted_mean(losses, weight)
 
 
@@ -200,7 +200,7 @@ def outcomes(pairs: Pairs) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
 @torch.no_grad()
 def _metrics(pairs: Pairs, chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
     """``ties`` is the share of pairs that are; the others are means over the pairs that are none."""
-    strict = torch.where(pairs.confidence > 0.5, pairs.weight, 0.0)
+    strict = pairs.strict
     total = strict.sum()
     named = {
         "accuracy": (chosen > rejected).to(chosen),

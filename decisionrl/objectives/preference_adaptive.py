@@ -139,7 +139,7 @@ class RunningMoments:
 
 
 class GapStatistics:
-    """Running moments of ``rho(chosen) - rho(rejected)``.
+    """Running moments of ``rho(chosen) - rho(rejected)`` over the pairs that are no tie.
 
     normalized: of the means over steps instead of the sums.
     """
@@ -152,9 +152,8 @@ class GapStatistics:
     def gap(self, pairs: Pairs) -> Float[Tensor, " pairs"]:
         """Of these pairs."""
         sequences = pairs.sequences
-        return pairs.difference(
-            sequences.mean(sequences.log_ratio) if self.normalized else sequences.total_log_ratio
-        ).detach()
+        ratio = sequences.mean(sequences.log_ratio) if self.normalized else sequences.total_log_ratio
+        return pairs.difference(ratio)
 
     def standardized(self, pairs: Pairs) -> Float[Tensor, " pairs"]:
         """The pairs' gaps, less the running mean, over the running deviation."""
@@ -162,7 +161,7 @@ class GapStatistics:
 
     def observe(self, pairs: Pairs) -> None:
         """Take in a batch."""
-        self.moments.observe(self.gap(pairs), pairs.weight)
+        self.moments.observe(self.gap(pairs), pairs.strict)
 
     def state_dict(self) -> dict[str, Any]:
         return self.moments.state_dict()
@@ -187,7 +186,7 @@ class AdaptiveMargin:
 class DynamicScale:
     """beta-DPO (arXiv 2407.08639): the scores times ``max(floor, 1 + alpha (mean gap - M))``.
 
-    M is the running mean, the mean gap that of the batch's pairs which count.
+    M is the running mean, the mean gap that of the batch's pairs which count and are no tie.
     """
 
     score: PairScore
@@ -196,8 +195,8 @@ class DynamicScale:
     floor: float
 
     def __call__(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        excess = pairs.mean(self.statistics.gap(pairs)) - self.statistics.moments.mean
-        factor = (1 + self.alpha * excess).clamp(min=self.floor)
+        mean = weighted_mean(self.statistics.gap(pairs), pairs.strict)
+        factor = (1 + self.alpha * (mean - self.statistics.moments.mean)).clamp(min=self.floor)
         chosen, rejected = self.score(pairs)
         return factor * chosen, factor * rejected
 
@@ -208,7 +207,7 @@ class GuidedSelection:
 
     Args:
         statistics: where z is from.
-        kept: the share, rounded down to a whole number of pairs.
+        kept: the share, rounded down to a whole number of pairs, at least one.
         generator: on the CPU; its state is saved with the component.
     """
 
@@ -227,7 +226,7 @@ class GuidedSelection:
         gumbel = -(-uniform.clamp(min=torch.finfo(z.dtype).tiny).log()).log()
         key = torch.where(counts, gumbel - z.square() / 2, -math.inf)
         place = key.argsort(descending=True).argsort()
-        return torch.where(place < (self.kept * counts.sum()).floor(), pairs.weight, 0.0)
+        return torch.where(place < (self.kept * counts.sum()).floor().clamp(min=1), pairs.weight, 0.0)
 
     def state_dict(self) -> dict[str, Any]:
         return {"generator": self._generator.get_state()}

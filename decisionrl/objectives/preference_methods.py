@@ -308,7 +308,7 @@ class Method:
     Attributes:
         title: its name in print.
         source: its arXiv id, or another address where there is none.
-        make: its settings, from keyword arguments with the paper's defaults.
+        make: its settings, from keyword arguments; defaults are the paper's or release's where these give one.
         limit: what it equals where.
     """
 

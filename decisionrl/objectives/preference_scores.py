@@ -33,6 +33,8 @@ EXPONENT_LIMIT = 80.0
 class Sequences:
     """The sequences of a batch under the policy.
 
+    Only what has no graph is cached: a part that looks at log-ratios without gradients must not cut those of others.
+
     Attributes:
         segments: [n, t].
         log_prob: log pi of every step, 0 at steps that do not count, [n, t].
@@ -63,7 +65,7 @@ class Sequences:
             return torch.arange(self.log_prob.shape[1], device=self.log_prob.device).expand(self.log_prob.shape)
         return self.segments.mask.cumsum(1) - 1
 
-    @cached_property
+    @property
     def total(self) -> Float[Tensor, " n"]:
         """L(y) = sum_t log pi_t."""
         return self.log_prob.sum(1)
@@ -76,7 +78,7 @@ class Sequences:
             ValueError: there is no reference.
         """
         if REFERENCE in self.segments.extras:
-            return _own_steps(self.segments, self.segments.extras[REFERENCE].detach())
+            return self.extra(REFERENCE).detach()
         if self.reference is None:
             raise ValueError(
                 f"reference = None; valid: a Reference, or its log-probabilities in segments.extras[{REFERENCE!r}]"
@@ -84,12 +86,12 @@ class Sequences:
         with torch.no_grad():
             return _own_steps(self.segments, self.reference.module.evaluate(self.segments).log_prob)
 
-    @cached_property
+    @property
     def log_ratio(self) -> Float[Tensor, "n t"]:
         """log pi - log ref of every step."""
         return self.log_prob - self.reference_log_prob
 
-    @cached_property
+    @property
     def total_log_ratio(self) -> Float[Tensor, " n"]:
         """rho(y) = sum_t log pi_t - log ref_t."""
         return self.log_ratio.sum(1)
@@ -106,7 +108,7 @@ class Sequences:
         """
         if name not in self.segments.extras:
             raise ValueError(f"segments.extras has {sorted(self.segments.extras)}; valid: one with {name!r}")
-        value = self.segments.extras[name]
+        value = self.segments.extras[name].to(self.log_prob)
         return value if value.dim() == 1 else _own_steps(self.segments, value)
 
 
@@ -129,6 +131,11 @@ class Pairs:
     weight: Float[Tensor, " pairs"]
     teacher: Float[Tensor, " n"] | None = None
 
+    @property
+    def strict(self) -> Float[Tensor, " pairs"]:
+        """The weight of pairs that are no tie, 0 for ties."""
+        return torch.where(self.confidence == 0.5, 0.0, self.weight)
+
     def swapped(self) -> Pairs:
         """The same pairs, the other one being preferred."""
         return Pairs(
@@ -148,10 +155,6 @@ class Pairs:
         """Chosen minus rejected, [pairs]."""
         chosen, rejected = self.of(values)
         return chosen - rejected
-
-    def mean(self, values: Float[Tensor, " pairs"]) -> Float[Tensor, ""]:
-        """Weighted; 0 if no pair counts, whatever stands at those that do not."""
-        return weighted_mean(values, self.weight)
 
 
 class PairScore(Protocol):
@@ -201,7 +204,7 @@ class SequenceScore:
         """S of every sequence."""
         steps = sequences.log_ratio if self.relative else sequences.log_prob
         if self.discount != 1:
-            steps = steps * self.discount**sequences.number
+            steps = steps * self.discount ** sequences.number.to(steps)
         if self.step_weight is not None:
             steps = steps * sequences.extra(self.step_weight)
         total = sequences.mean(steps) if self.normalized else steps.sum(1)
@@ -291,8 +294,8 @@ def log_odds(x: Tensor) -> Tensor:
     """
     if (x >= 0).any():
         raise ValueError(
-            f"mean log-probability = {float(x.max())}; valid: below 0 (odds need probabilities of discrete actions, "
-            "not densities of continuous ones)"
+            f"mean log-probability = {float(x.detach().max())}; valid: below 0 (odds need probabilities of discrete "
+            "actions, not densities of continuous ones)"
         )
     middle = -math.log(2)
     near = torch.log(-torch.expm1(x.clamp(min=middle)))  # each branch sees only where it is accurate and finite

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from toy_preferences import behavior, padded, preferences, segments
+from toy_segments import behavior, padded, preferences, segments
 
 from decisionrl.experience.preferences import all_pairs
 from decisionrl.objectives.imitation import BehaviorCloning, preferred_count

@@ -7,7 +7,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from torch import Tensor
-from toy_preferences import ACTIONS, SEEN, behavior, padded, rng, segments
+from toy_segments import ACTIONS, SEEN, behavior, padded, rng, segments
 
 from decisionrl.experience.store import DatasetError
 from decisionrl.experience.trajectories import Trajectories

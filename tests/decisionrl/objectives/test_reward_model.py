@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from toy_preferences import ACTIONS, SEEN, behavior, padded, preferences, rng, segments
+from toy_segments import ACTIONS, SEEN, behavior, padded, preferences, rng, segments
 
 from decisionrl.experience.preferences import PreferenceBatch
 from decisionrl.learner import GradientLearner

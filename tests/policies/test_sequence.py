@@ -114,7 +114,9 @@ def test_dropout_is_for_training_only():
 
 
 def test_weights_come_from_the_generator():
-    one, same, other = (Transformer(8, layers=1, heads=2, feedforward=8, causal=True, generator=rng(s)) for s in (0, 0, 1))
+    one, same, other = (
+        Transformer(8, layers=1, heads=2, feedforward=8, causal=True, generator=rng(s)) for s in (0, 0, 1)
+    )
     for a, b in zip(one.parameters(), same.parameters(), strict=True):
         assert torch.equal(a, b)
     assert not torch.equal(one.blocks[0].hidden.weight, other.blocks[0].hidden.weight)
@@ -173,7 +175,9 @@ BOX = spaces.Box(-5, 5, (2,))
 ACTIONS = spaces.Box(torch.tensor([-2.0, 0.0]).numpy(), torch.tensor([4.0, 1.0]).numpy())
 
 
-def batch(observation: torch.Tensor, action: torch.Tensor, mask: torch.Tensor, **extras: torch.Tensor) -> SimpleNamespace:
+def batch(
+    observation: torch.Tensor, action: torch.Tensor, mask: torch.Tensor, **extras: torch.Tensor
+) -> SimpleNamespace:
     return SimpleNamespace(observation=observation, action=action, mask=mask, state=None, start=None, extras=extras)
 
 

@@ -38,9 +38,7 @@ def store(reward: list[torch.Tensor] | None = None) -> EpisodeStore:
                 "truncated": over & (number % 2 == 1),
             }
         )
-    return store_episodes(
-        episodes, observation_space=spaces.Box(-99, 99, (2,)), action_space=spaces.Box(-1, 1, (1,))
-    )
+    return store_episodes(episodes, observation_space=spaces.Box(-99, 99, (2,)), action_space=spaces.Box(-1, 1, (1,)))
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.9, 0.0])

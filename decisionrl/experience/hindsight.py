@@ -32,8 +32,8 @@ def with_returns_to_go(store: EpisodeStore, *, scale: float = 1.0, gamma: float 
 
 
 def with_future_returns(store: EpisodeStore, horizon: int = 200, *, scale: float = 1.0) -> EpisodeStore:
-    """The store with ``extras["future_return"]`` [steps]: (r_t + ... + r_{t + horizon - 1}) / scale, or as much of it as
-    the episode still has. By it OPPO's scripted teacher (arXiv 2305.16217) compares windows that begin at t."""
+    """The store with ``extras["future_return"]`` [steps]: (r_t + ... + r_{t + horizon - 1}) / scale, or as much of it
+    as the episode still has. By it OPPO's scripted teacher (arXiv 2305.16217) compares windows that begin at t."""
     _check_scale(scale)
     if horizon < 1:
         raise ValueError(f"horizon = {horizon}; valid: a whole number >= 1")

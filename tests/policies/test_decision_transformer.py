@@ -2,11 +2,15 @@
 
 from types import SimpleNamespace
 
+import gymnasium
 import pytest
 import torch
 from gymnasium import spaces
 
+from decisionrl.envs.make import make_world
+from decisionrl.experience.episodes import Task, play
 from decisionrl.policies.decision_transformer import DecisionTransformer
+from decisionrl.policies.hindsight import HindsightPolicy, HindsightSizes
 from decisionrl.policies.sequence import TransformerSizes
 
 TINY = TransformerSizes(width=8, layers=2, heads=2, feedforward=8)
@@ -165,3 +169,37 @@ def test_there_is_neither_noise_nor_a_critic_and_states_travel():
     assert not torch.equal(one.act(seen)[0], other.act(seen)[0])
     other.load_state_dict(one.state_dict())
     assert torch.equal(one.act(seen)[0], other.act(seen)[0])
+
+
+class Counter(gymnasium.Env):
+    """Episodes of 3 to 8 steps; a reward that grows with the steps and depends on the action."""
+
+    observation_space, action_space = OBSERVATIONS, ACTIONS
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left = int(self.np_random.integers(3, 9))
+        return self.see(), {}
+
+    def step(self, action):
+        self.left -= 1
+        return self.see(), float(self.left + action.sum()), self.left == 0, False, {}
+
+    def see(self):
+        return self.np_random.normal(size=3).astype("float32")
+
+
+@pytest.mark.parametrize("kind", ["decision transformer", "hindsight"])
+def test_episodes_played_side_by_side_equal_those_played_alone(kind):
+    if kind == "hindsight":
+        sizes = HindsightSizes(encoder=TINY, policy=TINY, context=3, window=WINDOW)
+        policy = HindsightPolicy(OBSERVATIONS, ACTIONS, sizes=sizes, timesteps=50, generator=rng()).eval()
+    else:
+        policy = make().float()
+    tasks = [Task(seed) for seed in range(5)]
+    together = play(make_world(Counter, num_envs=2), policy, tasks, generator=None)
+    for row, task in enumerate(tasks):
+        alone = play(make_world(Counter, num_envs=1), policy, [task], generator=None)
+        steps = alone.action.shape[1]
+        assert int(together.mask[row].sum()) == steps
+        torch.testing.assert_close(together.action[row, :steps], alone.action[0])

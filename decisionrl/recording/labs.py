@@ -61,7 +61,7 @@ def gridworld_lab(
     *,
     size: int = 5,
     temperature: float = 0.02,
-    behavior_temperature: float = 0.2,
+    behavior_temperature: float = 0.05,
     noise: float = 0.3,
     episodes: int = 400,
     segments: int = 500,

@@ -8,8 +8,8 @@ DIR`` they are read from there. The rows:
 - ``success``: share of 100 episodes in which the trained policy succeeds; the same starts for every method and seed.
   ``normalized_score`` on SAC's data: 0 is a random policy, 100 the last one of SAC.
 - ``mean_return`` where there is neither, next to the exact optimum where it is known.
-- ``success_at_N_pairs`` of ``...-pairs``, ``success_at_N_percent`` of ``...-noise``: with N comparisons, and with as many
-  wrong labels among 2,000.
+- ``success_at_N_pairs`` of ``...-pairs``, ``success_at_N_percent`` of ``...-noise``: with N comparisons, and with N %
+  wrong labels among 2,000 of them.
 - ``nearer`` of ``two-modes/oppo``: share of held-out pairs whose good window is encoded nearer to z*.
 - ``cpu_seconds``, ``updates_per_second`` of the training alone.
 """

@@ -199,7 +199,7 @@ def human_pairs(arrays: Mapping[str, Any], *, action_space: spaces.Space[Any] | 
 
     Every segment is an episode of the store, and its rewards, which nobody recorded, are 0. ``fixed_timestep_1`` and
     ``fixed_timestep_2`` [N, k], the steps' numbers in the episodes they were cut from, become
-    ``extras["recorded_timestep"]``. What the last step of a segment led to is not known: the last observation stands
+    ``extras["timestep"]``. What the last step of a segment led to is not known: the last observation stands
     there again.
 
     Args:
@@ -221,7 +221,7 @@ def human_pairs(arrays: Mapping[str, Any], *, action_space: spaces.Space[Any] | 
         from_two_column(column(arrays, "labels", where)),
         action_space=action_space,
         where=where,
-        extras={"recorded_timestep": np.concatenate(timesteps)} if timesteps else None,
+        extras={"timestep": np.concatenate(timesteps)} if timesteps else None,
     )
 
 

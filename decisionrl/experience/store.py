@@ -101,8 +101,9 @@ class EpisodeStore:
     ) -> Trajectories:
         """``length`` steps of each episode from step ``start`` on, [n, length], padded on the right with zeros.
 
-        ``extras`` are the store's, and ``timestep`` [n, length], the number of the step in its episode; with
-        ``following`` also ``next_observation`` [n, length, ...], what each step led to (of a tensor observation).
+        ``extras`` are the store's, and ``timestep`` [n, length], the number of the step in its episode unless the store
+        has its own; with ``following`` also ``next_observation`` [n, length, ...], what each step led to (of a tensor
+        observation).
         """
         timestep = start[:, None] + torch.arange(length, device=start.device)
         inside = timestep < self.length[episode][:, None]
@@ -129,7 +130,7 @@ class EpisodeStore:
             terminated=gathered(self.terminated, row),
             truncated=gathered(self.truncated, row),
             complete=padded is None,
-            extras={**{name: gathered(tensor, row) for name, tensor in self.extras.items()}, **own},
+            extras={**own, **{name: gathered(tensor, row) for name, tensor in self.extras.items()}},
         )
 
     def observation_at(self, episode: Int[Tensor, " n"], step: Int[Tensor, " n"]) -> Observation:
@@ -185,7 +186,7 @@ class EpisodeStore:
         low, high = self.info.get("random_score"), self.info.get("expert_score")
         if low is None or high is None or low == high:
             raise DatasetError(f"info: random_score = {low}, expert_score = {high}; valid: two different numbers")
-        return 100 * (returns - float(low)) / float(high - low)
+        return 100 * ((returns - float(low)) / (float(high) - float(low)))
 
     def _report(self, name: str, tensor: Tensor) -> None:
         row = int((~tensor.isfinite().flatten(1).all(1) if tensor.dim() > 1 else ~tensor.isfinite()).nonzero()[0])
@@ -214,7 +215,11 @@ def store_episodes(
     rows = [{name: _tensors(value) for name, value in episode.items()} for episode in episodes]
     for number, row in enumerate(rows):
         missing = {"observation", "action", "reward", "terminated", "truncated"} - set(row)
-        if missing or set(row) != set(rows[0]):
+        if (
+            missing
+            or set(row) != set(rows[0])
+            or set(_named(row["observation"])) != set(_named(rows[0]["observation"]))
+        ):
             raise DatasetError(
                 f"episode {number} has fields {sorted(row)}; valid: observation, action, reward, terminated, "
                 "truncated, and the same others in every episode"

@@ -29,9 +29,21 @@ CLONES: Mapping[str, Mapping[str, Any]] = {
     "iql": {**VALUES, "rescale_rewards": False},
     "p_iql": {**PAIRS, "reward_steps": 1000},
     "dt": {**SHORT, "batch": 64, "width": 64, "layers": 2, "window": 10, "warmup": 200, "return_scale": 10.0},
-    "oppo": {**PAIRS, "sizes": "small", "horizon": None, "context_step": "joint", "warmup": 200, "clip_norm": 0.25},
+    "oppo": {**PAIRS, "sizes": "small", "horizon": None, "joint": True, "warmup": 200, "clip_norm": 0.25},
 }
 """Recipe -> arguments on a few hundred episodes of a cloned policy."""
+
+LAB = {"steps": 2000, "hidden": [64, 64]}
+
+LABS: Mapping[str, Mapping[str, Any]] = {
+    **{
+        name: {**CLONES[name], **LAB, "cloning_steps": 500}
+        for name in ("sft", "cpl", "cpl_bc", "cpl_kl", "dpo_control")
+    },
+    "bc": {**SHORT, **LAB, "batch": 256},
+    **{name: {**CLONES[name], **LAB} for name in ("iql", "p_iql", "dt", "oppo")},
+}
+"""Recipe -> arguments on the labs."""
 
 MUJOCO: Mapping[str, Mapping[str, Any]] = {
     "bc": {**SHORT, "steps": 20_000, "batch": 256},
@@ -42,7 +54,7 @@ MUJOCO: Mapping[str, Mapping[str, Any]] = {
         "steps": 10_000,
         "batch": 32,
         "sizes": "small",
-        "context_step": "joint",
+        "joint": True,
         "warmup": 500,
         "clip_norm": 0.25,
         "context_learning_rate": 1e-2,
@@ -53,8 +65,9 @@ MUJOCO: Mapping[str, Mapping[str, Any]] = {
 
 def offline_preset(recipe: str, data: str) -> Mapping[str, Any]:
     """What is to be the default where a recipe is called with this data; empty if nothing is known."""
-    maker = open_data(data).info.get("maker")
-    return {"clones": CLONES, "lab": CLONES, "sac": MUJOCO}.get(str(maker), {}).get(recipe, {})
+    return {"clones": CLONES, "lab": LABS, "sac": MUJOCO}.get(str(open_data(data).info.get("maker")), {}).get(
+        recipe, {}
+    )
 
 
 def tuned_offline(recipe: Callable[P, Experiment]) -> Callable[P, Experiment]:

@@ -30,7 +30,6 @@ METADATA = {
 
 SIZES = {"reference": REFERENCE, "small": SMALL}
 SizesName = Literal["reference", "small"]
-ContextStep = Literal["encoded_anew", "joint"]
 
 
 @tuned_offline
@@ -41,7 +40,7 @@ def oppo(
     preference_weight: float = 0.1,
     norm_weight: float = 0.1,
     context_learning_rate: float = 1e-3,
-    context_step: ContextStep = "encoded_anew",
+    joint: bool = False,
     weight_decay: float = 1e-4,
     warmup: int = 10_000,
     legacy_context_padding: bool = False,
@@ -51,10 +50,9 @@ def oppo(
 
     sizes: "reference" is the released code's (1.3 million parameters for Hopper), "small" suits a CPU. horizon: the
     scripted teacher prefers the window with the larger reward over so many steps, on ``batch`` pairs of fresh windows;
-    None has the preferences over segments that stand beside the data, cut down to the policy's window. context_step:
-    "encoded_anew" takes z*'s step with encodings from after the networks' step, as the release does; "joint" takes both
-    steps at once, which saves an encoding. legacy_context_padding: act as the release does, with z* at the last step of
-    the window only. Other defaults are the release's.
+    None has the preferences over segments that stand beside the data, cut down to the policy's window. joint: take
+    z*'s step together with the networks', which saves an encoding; the release takes it after theirs, with windows
+    encoded anew. legacy_context_padding: act as the release does, with z* at the last step of the window only. Other defaults are the release's.
     """
     options = own_options(locals())
     offline = Preferences(**common)
@@ -81,7 +79,6 @@ def oppo(
         {"params": list(policy.encoder.parameters())},
     ]
     context = {"params": [policy.context], "lr": context_learning_rate}
-    joint = pick("context_step", context_step, ("encoded_anew", "joint")) == "joint"
     optimizer = torch.optim.AdamW(
         [*networks, context] if joint else networks, offline.learning_rate, weight_decay=weight_decay, fused=True
     )

@@ -196,7 +196,13 @@ def record_clones(
         played,
         observation_space=gymnasium.spaces.Box(-np.inf, np.inf, (35,), np.float32),
         action_space=gymnasium.spaces.Box(-1.0, 1.0, (4,), np.float32),
-        info={"success_rate": solved / episodes, **settings, "env": _identifier(env)},
+        info={
+            "maker": "clones",
+            "success_rate": solved / episodes,
+            **settings,
+            "env": _identifier(env),
+            "env_options": {"success_reward": True},
+        },
     )
     found = sample_segments(store, segments, segment_length, generator=generator(seed, "clones/segments"))
 

@@ -82,6 +82,7 @@ def gridworld_lab(
         env,
         terminal=mdp.terminal.numpy(),
         info={
+            "maker": "lab",
             "env": "decisionrl/PreferenceGridworld-v0",
             "env_options": {"size": size},
             "seed": seed,
@@ -136,6 +137,7 @@ def two_modes_lab(
         record(episodes, behavior, generator(seed, "episodes")),
         env,
         info={
+            "maker": "lab",
             "env": "decisionrl/TwoModes-v0",
             "seed": seed,
             **_references(
@@ -191,6 +193,7 @@ def point_lab(
         recorded,
         env,
         info={
+            "maker": "lab",
             "env": "decisionrl/PointReach-v0",
             "seed": seed,
             **_references(

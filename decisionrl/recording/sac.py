@@ -128,6 +128,7 @@ def sac(
     floor = random_score(world, episodes=reference_episodes, seed=seed)
     info = {
         "env": env,
+        "maker": "sac",
         "algorithm": "SAC",
         "seed": seed,
         "training_steps": steps,

@@ -297,7 +297,7 @@ def test_human_labels() -> None:
     batch = pairs.batch(torch.tensor([1]))
     assert torch.equal(batch.segments.action[batch.first], single(arrays["actions"][1:2]))
     assert torch.equal(batch.segments.action[batch.second], single(arrays["actions_2"][1:2]))
-    assert batch.segments.extras["recorded_timestep"].tolist() == [[4, 5, 6, 7], [104, 105, 106, 107]]
+    assert batch.segments.extras["timestep"].tolist() == [[4, 5, 6, 7], [104, 105, 106, 107]]
     assert (batch.segments.reward == 0).all()
     del arrays["fixed_timestep_1"], arrays["fixed_timestep_2"]
     assert human_pairs(arrays).segments.episodes.extras == {}
@@ -311,5 +311,5 @@ def test_human_labels_that_do_not_fit() -> None:
         human_pairs({**arrays, "labels": np.array([[1, 0], [0, 1], [1, 1]])})
     with pytest.raises(DatasetError, match="with 2 labels"):
         human_pairs({**arrays, "labels": arrays["labels"][:2]})
-    with pytest.raises(DatasetError, match=r"recorded_timestep have shape \(3, 4\); valid: \(6, 4\) first"):
+    with pytest.raises(DatasetError, match=r"timestep have shape \(3, 4\); valid: \(6, 4\) first"):
         human_pairs({name: array for name, array in arrays.items() if name != "fixed_timestep_2"})

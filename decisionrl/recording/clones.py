@@ -77,7 +77,7 @@ class Clones:
 def clones(
     *,
     env: str = "plate-slide",
-    demonstrations: int = 5,
+    demonstrations: int = 4,
     demonstration_noise: float = 0.1,
     noise: float = 0.3,
     episodes: int = 500,
@@ -126,7 +126,7 @@ def clones(
 def record_clones(
     *,
     env: str = "plate-slide",
-    demonstrations: int = 5,
+    demonstrations: int = 4,
     demonstration_noise: float = 0.1,
     noise: float = 0.3,
     episodes: int = 500,

@@ -31,6 +31,9 @@ SET_HELP = "Any argument of the recipe; store.lead_time=2 sets a field of the se
 
 DIRECTORY = click.Path(path_type=Path, file_okay=False)
 
+MEASURED = ("mean_cost", "mean_return", "gap", "normalized_score")
+"""What is told of an evaluation during the training."""
+
 PASSED_ON = ("seed", "device", "steps")
 """Recipe arguments with an option of their own."""
 
@@ -41,12 +44,15 @@ def cli() -> None:
     """Train control and decision policies, and produce the evidence for them."""
 
 
+LISTED = ["recipes", "envs", "policies", "suites", "datasets"]
+
+
 @cli.command("list")
-@click.argument("kind", type=click.Choice(["recipes", "envs", "policies", "suites"]), required=False)
+@click.argument("kind", type=click.Choice(LISTED), required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def list_command(kind: str | None, as_json: bool) -> None:
-    """What there is: recipes, envs, policies, suites."""
-    content = {name: _catalogue(name) for name in ([kind] if kind else ["recipes", "envs", "policies", "suites"])}
+    """What there is: recipes, envs, policies, suites, datasets."""
+    content = {name: _catalogue(name) for name in ([kind] if kind else LISTED)}
     if as_json:
         click.echo(json.dumps(content, indent=1, ensure_ascii=False))
         return
@@ -58,6 +64,8 @@ def list_command(kind: str | None, as_json: bool) -> None:
             click.echo(f"  {entry:<{width}}  {text}")
         if name == "envs":
             click.echo("  and with --env any Gymnasium id, or module:Class")
+        if name == "datasets":
+            click.echo("  and with --data any Minari dataset, or an .hdf5, .h5 or .npz file in the form of D4RL")
 
 
 @cli.command()
@@ -65,7 +73,9 @@ def list_command(kind: str | None, as_json: bool) -> None:
 @click.option("--env", help="Gymnasium id or module:Class, for recipes on Gymnasium environments.")
 @click.option("--setting", help="Inventory setting: a shipped name or a .toml file.")
 @click.option(
-    "--data", type=click.Path(path_type=Path), help="Real series for the setting (.pt, .npy, .csv, .parquet)."
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Recorded data: a lab, a Minari dataset, a D4RL file; or real series for the setting (.pt, .npy, .csv, ...).",
 )
 @click.option(
     "--steps", type=click.IntRange(min=1), help="How long to train: environment steps, or updates of hdpo and its kind."
@@ -105,6 +115,7 @@ def train(
     decisionrl train hdpo --setting one_store_lost --set policy=mlp
     decisionrl train ppo --env CartPole-v1
     decisionrl train ppo --env my_module:MyEnv --steps 200000
+    decisionrl train cpl --data lab/point
     """
     import torch
 
@@ -279,9 +290,10 @@ def _is_request_error(error: Exception) -> bool:
         from decisionrl.envs.make import EnvironmentNameError
         from decisionrl.envs.world import UnsupportedSpaceError
         from decisionrl.evaluation.video import VideoError
+        from decisionrl.experience.store import DatasetError
         from decisionrl.run import RunError
 
-        kinds += (EnvironmentNameError, UnsupportedSpaceError, VideoError)
+        kinds += (EnvironmentNameError, UnsupportedSpaceError, VideoError, DatasetError)
         kinds += (RequestError, CheckpointError, DemandError, NetworkError, SettingError, RunError)
     return isinstance(error, kinds)
 
@@ -415,8 +427,8 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 
 def _default_directory(config: Mapping[str, Any]) -> Path:
-    """runs/RECIPE-SETTING-POLICY-seedN, with a number behind it if that is taken."""
-    words = [config.get(key) for key in ("recipe", "setting", "env", "policy")]
+    """runs/RECIPE-SETTING-DATA-POLICY-seedN or runs/RECIPE-ENV-seedN, with a number behind it if that is taken."""
+    words = [config.get("recipe"), config.get("setting"), config.get("data") or config.get("env"), config.get("policy")]
     name = "-".join(Path(str(word)).stem for word in words if word).replace(":", "-")
     name += f"-seed{config.get('seed', 0)}"
     path, number = Path("runs") / name, 1
@@ -439,7 +451,7 @@ def _fit(experiment: Any, out: Path, *, resume: bool, checkpoint_every: int | No
     steps = experiment.config["steps"]
     often = max(1, steps // 200)
     callbacks = [
-        Progress(show=("cost", "episode_return")),
+        Progress(show=("cost", "episode_return", "accuracy")),
         JsonlMetrics(every=often),
         TensorBoard(every=often),
         Checkpoint(every=checkpoint_every or max(200, steps // 10)),
@@ -449,7 +461,7 @@ def _fit(experiment: Any, out: Path, *, resume: bool, checkpoint_every: int | No
 
         def measured(policy: Any) -> dict[str, float]:
             values = quick(policy, seed=0, long=False)
-            return {k: v for k, v in values.items() if k in ("mean_cost", "mean_return", "gap") and v is not None}
+            return {k: v for k, v in values.items() if k in MEASURED and v is not None}
 
         callbacks.append(Evaluate(measured, every=max(1, steps // 8)))
     trainer = Trainer(experiment, callbacks=callbacks, out=out, seed=experiment.config.get("seed"), resume=resume)
@@ -505,7 +517,7 @@ def _load_run(directory: Path) -> Any:
 
 
 def _print_result(result: Mapping[str, Any]) -> None:
-    key = next(k for k in ("mean_profit", "mean_cost", "mean_return") if k in result)
+    key = next(k for k in ("mean_profit", "mean_cost", "success_rate", "mean_return") if k in result)
     value, low, high = result[key], result["low"], result["high"]
     if key == "mean_profit":
         low, high = -high, -low
@@ -516,6 +528,9 @@ def _print_result(result: Mapping[str, Any]) -> None:
         text += f"  exact, {low:.5g} to {high:.5g} over runs"
     if result.get("reference") is not None:
         text += f"\n{result['reference_kind']} reference {result['reference']:.5g}  gap {100 * result['gap']:.3f} %"
+    if "normalized_score" in result:
+        text += f"\nnormalized score {result['normalized_score']:.1f}"
+        text += f"  95 % interval {result['score_low']:.1f} to {result['score_high']:.1f}  (0: random, 100: expert)"
     click.echo(text)
 
 
@@ -532,7 +547,14 @@ def _catalogue(kind: str) -> dict[str, str]:
         from decisionrl.recipes.inventory_policies import BUILDERS
 
         return {name: (builder.__doc__ or "").splitlines()[0] for name, builder in BUILDERS.items()}
+    if kind == "datasets":
+        from decisionrl.experience.data import LABS
+        from decisionrl.recording import MAKERS
+        from decisionrl.recording import metadata as maker_metadata
 
+        labs = {name: (make.__doc__ or "").splitlines()[0] for name, make in LABS.items()}
+        made = {f"make-dataset {name}": _recipe_line(maker_metadata(name)) for name in MAKERS}
+        return {**labs, **made}
     return {name: (importlib.import_module(module).__doc__ or "").splitlines()[0] for name, module in SUITES.items()}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from decisionrl.experience.d4rl import load_d4rl
 from decisionrl.experience.minari import ROOT, load_minari
-from decisionrl.experience.preference_formats import load_segments
+from decisionrl.experience.preference_formats import load_segments, score_names
 from decisionrl.experience.preferences import Segments
 from decisionrl.experience.store import DatasetError, EpisodeStore
 from decisionrl.names import UnknownNameError, pick
@@ -62,19 +62,29 @@ def open_segments(name: str | Path, *, score: str | None = None) -> Segments:
     if str(name) in LABS:
         lab = _lab(str(name))
         return lab.segments if score is None else lab.scored(score)
-    if Path(name).is_file():
-        raise DatasetError(
-            f"{name} is a file; valid: a lab or a Minari dataset, or load_segments of a file of segments"
-        )
-    directory = _directory(name)
-    if not (directory / SEGMENTS).is_file():
-        raise DatasetError(f"{name} has no segments; valid: a file {directory / SEGMENTS}, written by save_segments")
-    return load_segments(directory / SEGMENTS, load_minari(directory), score=score)
+    file = _segments_file(name)
+    return load_segments(file, load_minari(file.parent), score=score)
+
+
+def open_score_names(name: str | Path) -> list[str]:
+    """The names of the scores of :func:`open_segments`, the one to prefer first; it may raise what that raises."""
+    return list(_lab(str(name)).scores) if str(name) in LABS else score_names(_segments_file(name))
 
 
 @cache
 def _lab(name: str) -> Lab:
     return LABS[name]()
+
+
+def _segments_file(name: str | Path) -> Path:
+    if Path(name).is_file():
+        raise DatasetError(
+            f"{name} is a file; valid: a lab or a Minari dataset, or load_segments of a file of segments"
+        )
+    file = _directory(name) / SEGMENTS
+    if not file.is_file():
+        raise DatasetError(f"{name} has no segments; valid: a file {file}, written by save_segments")
+    return file
 
 
 def _directory(name: str | Path) -> Path:

@@ -53,7 +53,7 @@ def load_segments(path: str | Path, episodes: EpisodeStore, *, score: str | None
         DatasetError: no such score, a missing column, or the file belongs to other episodes.
     """
     arrays = _of_store(read_npz(path), episodes, path)
-    named = [name.removeprefix(SCORE) for name in arrays if name.startswith(SCORE)]
+    named = _scores(arrays)
     if score is not None and score not in named:
         raise DatasetError(
             f"{path}: score = {score!r}; valid: {', '.join(sorted(named)) or 'none, as it has no score'}"
@@ -66,6 +66,11 @@ def load_segments(path: str | Path, episodes: EpisodeStore, *, score: str | None
         length=int(column(arrays, "length", path)),
         score=None if score is None else torch.from_numpy(arrays[SCORE + score]).to(device),
     )
+
+
+def score_names(path: str | Path) -> list[str]:
+    """The names of the scores in a file of :func:`save_segments`, in the order in which they were given."""
+    return _scores(read_npz(path))
 
 
 def save_pairs(path: str | Path, pairs: PreferencePairs) -> None:
@@ -309,6 +314,10 @@ def _of_store(arrays: Arrays, episodes: EpisodeStore, path: str | Path) -> Array
         if (found := int(column(arrays, name, path))) != int(size):
             raise DatasetError(f"{path}: made for data of {found} {name}; these have {int(size)}")
     return arrays
+
+
+def _scores(arrays: Arrays) -> list[str]:
+    return [name.removeprefix(SCORE) for name in arrays if name.startswith(SCORE)]
 
 
 def _whole(arrays: Arrays, name: str, path: str | Path) -> Int[Tensor, " n"]:

@@ -49,13 +49,14 @@ RECIPES = {
     "p_iql": "decisionrl.recipes.p_iql",
     "dt": "decisionrl.recipes.dt",
     "oppo": "decisionrl.recipes.oppo",
+    "oppo_human": "decisionrl.recipes.oppo_human",
 }
 """Recipe name -> module that holds a function of that name and METADATA; imported when used."""
 
 LINEAR_MDPS = ("dr_rpo", "dr_lsvi_ucb", "lsvi_ucb", "pevi", "drpvi", "va_drpvi", "r2pvi")
 """The recipes on linear MDPs."""
 
-ON_RECORDED_DATA = ("bc", "sft", "cpl", "cpl_bc", "cpl_kl", "dpo_control", "iql", "p_iql", "dt", "oppo")
+ON_RECORDED_DATA = ("bc", "sft", "cpl", "cpl_bc", "cpl_kl", "dpo_control", "iql", "p_iql", "dt", "oppo", "oppo_human")
 """The recipes on recorded data."""
 
 ON_ENVIRONMENTS = tuple(name for name in RECIPES if name not in ("hdpo", *LINEAR_MDPS, *ON_RECORDED_DATA))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Unpack
+
+from gymnasium import spaces
 
 from decisionrl.experiment import Experiment
 from decisionrl.objectives.preference_methods import build
@@ -19,6 +22,13 @@ METADATA = {
     "kinds": "recorded segments with preferences",
 }
 
+UNKNOWN_HERE = {
+    "sppo_soft": "how often each segment wins",
+    "tdpo1": "the KL divergence of every step, with its graph",
+    "tdpo2": "the KL divergence of every step, with its graph",
+}
+"""Method -> what it needs that recorded segments do not say."""
+
 
 @tuned_offline
 def dpo_control(
@@ -33,13 +43,16 @@ def dpo_control(
 ) -> Experiment:
     """Behavior cloning to the reference policy, then a method of ``objectives/preference_methods.py``.
 
-    method: a name in its table METHODS. settings: arguments of that method (``--set settings.beta=0.05``).
+    method: a name in its table METHODS, but not sppo_soft, tdpo1 and tdpo2, which need more than recorded segments say;
+    kto needs ``settings.baseline=zero``, wpo ``settings.key=null``, odpo ``pairs=null`` and orpo discrete actions.
+    settings: arguments of that method (``--set settings.beta=0.05``).
     follow_every, follow_rate: every so many updates the reference is moved toward the policy (TR-DPO); None: never.
     Segments that begin in different states have different partition functions, which only methods without the DPO
     derivation, such as cpl, have no need to cancel.
     """
     options = own_options(locals())
     offline = Preferences(**common)
+    _check(method, settings or {}, offline)
     policy = offline.policy()
     reference = Reference(policy, every=follow_every, rate=follow_rate)
     objective = build(method, reference=reference, **(settings or {}))
@@ -53,3 +66,22 @@ def dpo_control(
         metadata=METADATA,
         options=options,
     )
+
+
+def _check(method: str, settings: Mapping[str, Any], offline: Preferences) -> None:
+    """Raise ValueError where the method would learn nothing, or nothing sensible, from these segments."""
+    if method in UNKNOWN_HERE:
+        raise ValueError(
+            f"method = {method!r} needs {UNKNOWN_HERE[method]}, which recorded segments do not say; "
+            f"valid: another but {', '.join(UNKNOWN_HERE)}"
+        )
+    if method == "kto" and settings.get("baseline") != "zero":
+        raise ValueError("method = 'kto' needs mismatched prompts and answers for its baseline; valid: baseline = zero")
+    if method == "wpo" and settings.get("key", "") is not None:
+        raise ValueError(
+            "method = 'wpo' needs the probabilities of all actions; valid: key = null, which leaves them out"
+        )
+    if method == "odpo" and offline.pairs is not None:
+        raise ValueError(f"method = 'odpo', pairs = {offline.pairs}; valid: pairs = null, as pairs have no scores")
+    if method == "orpo" and isinstance(space := offline.episodes.action_space, spaces.Box):
+        raise ValueError(f"method = 'orpo', actions in {space}; valid: discrete actions, whose probabilities have odds")

@@ -45,6 +45,7 @@ def dt(
     """
     options = own_options(locals())
     offline = Offline(**common)
+    offline.require_boxes("a decision transformer")
     recorded = offline.episodes
     if horizon is None:
         episodes = with_returns_to_go(recorded, scale=return_scale)
@@ -61,7 +62,7 @@ def dt(
         constant_return=horizon is not None,
         sizes=TransformerSizes(width=width, layers=layers, heads=heads, feedforward=4 * width),
         window=window,
-        timesteps=int(recorded.length.max()),
+        timesteps=offline.timesteps,
         generator=generator(offline.seed, "policy"),
     ).to(offline.device)
     policy.update_normalizer(recorded.observation)

@@ -8,23 +8,29 @@ from functools import cached_property
 from typing import Any, TypedDict
 
 import torch
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from decisionrl.composition import Phase, PhasedLearner
-from decisionrl.envs.make import EnvLike, env_name, make_world
-from decisionrl.envs.world import World
+from decisionrl.envs.make import EnvironmentNameError, EnvLike, env_name, make_world
+from decisionrl.envs.world import EnvironmentFault, World
 from decisionrl.evaluation.episodes import ReturnEvaluator
-from decisionrl.experience.data import open_data, open_segments
+from decisionrl.experience.data import open_data, open_score_names, open_segments
 from decisionrl.experience.datasets import DatasetSource, DensePairs, Draw, Pairs
-from decisionrl.experience.preferences import Segments
-from decisionrl.experience.store import EpisodeStore
+from decisionrl.experience.preference_formats import load_pairs
+from decisionrl.experience.preferences import PreferencePairs, Segments
+from decisionrl.experience.store import DatasetError, EpisodeStore
 from decisionrl.experience.teachers import preference_pairs
 from decisionrl.experiment import Experiment
 from decisionrl.learner import GradientLearner, Learner, Objective, Stateful
 from decisionrl.objectives.imitation import BehaviorCloning
 from decisionrl.policies.behavior import BehaviorPolicy
 from decisionrl.seeding import generator
+
+TOLERANCE = 1e-5
+"""By how much recorded bounds of actions may exceed the environment's, after a change of precision."""
 
 
 class OfflineOptions(TypedDict, total=False):
@@ -34,6 +40,7 @@ class OfflineOptions(TypedDict, total=False):
     env: EnvLike | None
     env_options: dict[str, Any]
     max_steps: int | None
+    evaluation: bool
     steps: int
     batch: int
     hidden: list[int]
@@ -48,8 +55,8 @@ class OfflineOptions(TypedDict, total=False):
 class PreferenceOptions(OfflineOptions, total=False):
     """The arguments that every recipe on preferences takes; see :class:`Preferences` for what they mean."""
 
-    teacher: str
-    pairs: int | None
+    teacher: str | None
+    pairs: int | str | None
     flip: float
 
 
@@ -62,6 +69,7 @@ class Offline:
         env: where the trained policy is measured; by default what the data's ``info`` names.
         env_options: keyword arguments of the environment; by default those that the data's ``info`` names.
         max_steps: truncate evaluation episodes of as many steps.
+        evaluation: False trains without measuring the policy, for want of the environment.
         steps: updates.
         batch: what an update sees: pairs, segments, windows or transitions, as the recipe says.
         hidden: widths of the hidden layers.
@@ -75,6 +83,7 @@ class Offline:
     env: EnvLike | None = None
     env_options: Mapping[str, Any] | None = None
     max_steps: int | None = None
+    evaluation: bool = True
     steps: int = 500_000
     batch: int = 96
     hidden: Sequence[int] = (512, 512)
@@ -91,11 +100,31 @@ class Offline:
                 raise ValueError(f"{name} = {getattr(self, name)}; valid: a whole number >= 1")
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate = {self.learning_rate}; valid: a positive number")
+        if isinstance(self.env, VectorEnv):
+            raise ValueError(
+                f"env = {env_name(self.env)} is a VectorEnv; valid: an id, or a function that makes one copy"
+            )
 
     @cached_property
     def episodes(self) -> EpisodeStore:
         """The recorded episodes, on the device."""
         return open_data(self.data).to(self.device)
+
+    @property
+    def timesteps(self) -> int:
+        """Steps of the longest episode, by the data's own numbers of steps if it has such."""
+        longest, own = int(self.episodes.length.max()), self.episodes.extras.get("timestep")
+        return longest if own is None else max(longest, int(own.max()) + 1)
+
+    def require_boxes(self, what: str) -> None:
+        """Refuse data whose observations or actions are no vectors of real numbers.
+
+        Raises:
+            DatasetError: they are not.
+        """
+        for which in ("observation_space", "action_space"):
+            if not isinstance(space := getattr(self.episodes, which), spaces.Box):
+                raise DatasetError(f"{which} of {self.data} is {space}; valid for {what}: a Box")
 
     def policy(self) -> BehaviorPolicy:
         """The network, its observation statistics those of the data."""
@@ -161,21 +190,47 @@ class Offline:
         """Batches that are drawn from the data."""
         return DatasetSource(draw, seed=self.seed)
 
-    def make_world(self, num_envs: int) -> World:
-        """Copies of the environment that policies are measured in."""
+    @property
+    def environment(self) -> tuple[EnvLike | None, Mapping[str, Any]]:
+        """Where the policy is measured, and the environment's keyword arguments; None where nobody names one."""
+        if not self.evaluation:
+            return None, {}
         info = self.episodes.info
         env, options = self.env, self.env_options
         if env is None:
-            env, options = info["env"], info.get("env_options") if options is None else options
-        return make_world(env, num_envs=num_envs, options=options, max_steps=self.max_steps, device=self.device)
+            env, options = info.get("env"), info.get("env_options") if options is None else options
+        return env, options or {}
+
+    def make_world(self, num_envs: int) -> World:
+        """Copies of the environment that policies are measured in.
+
+        Raises:
+            DatasetError: the data does not fit its spaces, or names an environment that cannot be made here.
+        """
+        env, options = self.environment
+        assert env is not None
+        try:
+            world = make_world(env, num_envs=num_envs, options=options, max_steps=self.max_steps, device=self.device)
+        except (EnvironmentNameError, EnvironmentFault) as error:
+            if self.env is not None:
+                raise
+            raise DatasetError(
+                f"{self.data} is from an environment that cannot be made here: {error}; valid: env = one that can, or "
+                "evaluation = false"
+            ) from error
+        check_spaces(self.data, self.episodes, world)
+        return world
 
     def evaluate(self, policy: Any, **how: Any) -> dict[str, Any]:
-        """Returns of whole episodes, and the normalized score where the data has its two reference scores."""
+        """Returns of whole episodes; the normalized score where the data has its two reference scores, and
+        ``success_rate``, the mean return, where success is all that is rewarded."""
         result = self._evaluator(policy, **how)
         info = self.episodes.info
         if info.get("random_score") is not None and info.get("expert_score") is not None:
             for name, key in (("normalized_score", "mean_return"), ("score_low", "low"), ("score_high", "high")):
                 result[name] = self.episodes.normalized_score(result[key])
+        if self.environment[1].get("success_reward"):
+            result["success_rate"] = result["mean_return"]
         return result
 
     @cached_property
@@ -192,16 +247,18 @@ class Offline:
         options: Mapping[str, Any],
     ) -> Experiment:
         """The parts as an Experiment; it has an evaluation where an environment is known."""
-        known = self.env is not None or self.episodes.info.get("env") is not None
+        env, env_options = self.environment
+        if env is not None:
+            self.make_world(1).close()  # what cannot be measured is told before the training
         config = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "device"}
-        config["env"] = None if self.env is None else env_name(self.env)
+        config["env"], config["env_options"] = None if env is None else env_name(env), dict(env_options)
         return Experiment(
             policy=learner.policy,
             source=self.source(draw),
             learner=learner,
             config={"recipe": recipe, **config, **options},
             metadata=metadata,
-            evaluate=self.evaluate if known else None,
+            evaluate=None if env is None else self.evaluate,
         )
 
 
@@ -210,46 +267,103 @@ class Preferences(Offline):
     """Recorded segments and what a teacher thinks of them.
 
     Attributes:
-        teacher: whose scores: those that stand beside the data, such as "regret", "return" or "distance".
-        pairs: as many comparisons of random segments, drawn once; None compares all segments of a batch with each
-            other, the paper's dense data.
-        flip: the share of wrong labels among the pairs.
+        teacher: whose scores: those that stand beside the data, such as "regret", "return" or "distance"; None: the
+            first of them.
+        pairs: as many comparisons of random segments, drawn once; a file of ``save_pairs``, such as a person's labels;
+            None compares all segments of a batch with each other, the paper's dense data.
+        flip: the share of wrong labels among the pairs that are drawn.
         batch: segments, or pairs if there are such.
     """
 
-    teacher: str = "regret"
-    pairs: int | None = None
+    teacher: str | None = None
+    pairs: int | str | None = None
     flip: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.flip and self.pairs is None:
+        if self.flip and not isinstance(self.pairs, int):
             raise ValueError(f"flip = {self.flip}; valid with pairs = a number of comparisons, which it is a share of")
+        if isinstance(self.pairs, str) and self.teacher is not None:
+            raise ValueError(f"teacher = {self.teacher!r}; valid with pairs = {self.pairs!r}, which has labels: none")
 
     @cached_property
     def segments(self) -> Segments:
-        """The segments with the teacher's scores."""
-        segments = open_segments(self.data, score=self.teacher)
-        score = None if segments.score is None else segments.score.to(self.device)
+        """The segments with the teacher's scores.
+
+        Raises:
+            DatasetError: there are none.
+        """
+        teacher = self.teacher
+        if teacher is None:
+            names = open_score_names(self.data)
+            if not names:
+                raise DatasetError(f"the segments of {self.data} have no score; valid: pairs = a file of comparisons")
+            teacher = names[0]
+        segments = open_segments(self.data, score=teacher)
+        assert segments.score is not None
         return replace(
             segments,
             episodes=self.episodes,
             episode=segments.episode.to(self.device),
             start=segments.start.to(self.device),
-            score=score,
+            score=segments.score.to(self.device),
         )
+
+    @cached_property
+    def comparisons(self) -> PreferencePairs | None:
+        """The pairs; None where all segments of a batch are compared.
+
+        Raises:
+            DatasetError: the file of pairs cannot be used.
+        """
+        if self.pairs is None:
+            return None
+        if isinstance(self.pairs, str):
+            try:
+                return load_pairs(self.pairs, self.episodes)
+            except FileNotFoundError:
+                raise DatasetError(f"pairs = {self.pairs!r}: there is no such file; valid: one of save_pairs") from None
+        labels = generator(self.seed, "labels")
+        return preference_pairs(self.segments, pairs=self.pairs, flip=self.flip, generator=labels)
+
+    @property
+    def segment_length(self) -> int:
+        """Steps of a segment."""
+        return (self.segments if self.comparisons is None else self.comparisons.segments).length
 
     @cached_property
     def draw(self) -> DensePairs | Pairs:
         """Batches of comparisons."""
-        if self.pairs is None:
+        if self.comparisons is None:
             return DensePairs(segments=self.segments, size=self.batch)
-        labels = generator(self.seed, "labels")
-        return Pairs(
-            pairs=preference_pairs(self.segments, pairs=self.pairs, flip=self.flip, generator=labels), size=self.batch
-        )
+        return Pairs(pairs=self.comparisons, size=self.batch)
+
+
+def check_spaces(name: str, episodes: EpisodeStore, world: World) -> None:
+    """Raise DatasetError unless a policy of the data's spaces can act in the world."""
+    for which in ("observation_space", "action_space"):
+        recorded, wanted = getattr(episodes, which), getattr(world, which)
+        if not _fits(recorded, wanted, bounded=which == "action_space"):
+            raise DatasetError(f"{which} of {name} is {recorded}; valid: {wanted}, that of {world.name}")
+
+
+def _fits(recorded: spaces.Space[Any], wanted: spaces.Space[Any], *, bounded: bool) -> bool:
+    """Boxes of one shape fit, with ``bounded`` if the recorded one lies within; other spaces must be equal."""
+    if isinstance(recorded, spaces.Dict) and isinstance(wanted, spaces.Dict):
+        return set(recorded) == set(wanted) and all(_fits(recorded[k], wanted[k], bounded=bounded) for k in recorded)
+    if not (isinstance(recorded, spaces.Box) and isinstance(wanted, spaces.Box)):
+        return recorded == wanted
+    if recorded.shape != wanted.shape:
+        return False
+    within = (recorded.low >= wanted.low - TOLERANCE) & (recorded.high <= wanted.high + TOLERANCE)
+    return not bounded or bool(within.all())
+
+
+def rising(updates: int) -> Callable[[int], float]:
+    """A factor that is 0 at the first update, 1 at update ``updates`` and straight between; 1 always if that is 0."""
+    return lambda done: min(1.0, done / updates) if updates else 1.0
 
 
 def linear_warmup(optimizer: torch.optim.Optimizer, updates: int) -> LambdaLR:
     """From 0 at the first update up to the learning rate at update ``updates``, constant from there."""
-    return LambdaLR(optimizer, lambda done: min(1.0, done / updates))
+    return LambdaLR(optimizer, rising(updates))

@@ -19,6 +19,8 @@ CLONED_FIRST = {**PAIRS, "cloning_steps": 2000}
 RELATIVE = {**CLONED_FIRST, "warmup": 200}
 VALUES = {**SHORT, "batch": 256}
 
+HINDSIGHT = {**PAIRS, "sizes": "small", "warmup": 200, "clip_norm": 0.25}
+
 CLONES: Mapping[str, Mapping[str, Any]] = {
     "bc": {**PAIRS, "length": 64},
     "sft": CLONED_FIRST,
@@ -29,7 +31,8 @@ CLONES: Mapping[str, Mapping[str, Any]] = {
     "iql": {**VALUES, "rescale_rewards": False},
     "p_iql": {**PAIRS, "reward_steps": 1000},
     "dt": {**SHORT, "batch": 64, "width": 64, "layers": 2, "window": 10, "warmup": 200, "return_scale": 10.0},
-    "oppo": {**PAIRS, "sizes": "small", "horizon": None, "joint": True, "warmup": 200, "clip_norm": 0.25},
+    "oppo": {**HINDSIGHT, "horizon": None, "joint": True},
+    "oppo_human": {**HINDSIGHT, "pairs": 500},
 }
 """Recipe -> arguments on a few hundred episodes of a cloned policy."""
 
@@ -41,7 +44,7 @@ LABS: Mapping[str, Mapping[str, Any]] = {
         for name in ("sft", "cpl", "cpl_bc", "cpl_kl", "dpo_control")
     },
     "bc": {**SHORT, **LAB, "batch": 256},
-    **{name: {**CLONES[name], **LAB} for name in ("iql", "p_iql", "dt", "oppo")},
+    **{name: {**CLONES[name], **LAB} for name in ("iql", "p_iql", "dt", "oppo", "oppo_human")},
 }
 """Recipe -> arguments on the labs."""
 

@@ -51,7 +51,8 @@ def p_iql(
     if reward == "mlp":
         model = RewardMLP(*spaces, hidden=tuple(offline.hidden), generator=random)
     else:
-        model = PreferenceTransformer(*spaces, timesteps=int(offline.episodes.length.max()), generator=random)
+        offline.require_boxes("a preference transformer")
+        model = PreferenceTransformer(*spaces, timesteps=offline.timesteps, generator=random)
     model = model.to(offline.device)
     model.update_normalizer(offline.episodes.observation)
     learner = implicit_q_learner(

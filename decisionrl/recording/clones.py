@@ -97,8 +97,11 @@ def clones(
     Raises:
         ImportError: Meta-World, of the extra ``decisionrl[robotics]``, or minari and h5py, of ``decisionrl[offline]``,
             are not installed.
-        ValueError: see :func:`record_clones`.
+        ValueError: see :func:`record_clones`; or the directory is there already.
     """
+    directory = Path(out) / f"{env}-clones-seed{seed}"
+    if directory.exists():
+        raise ValueError(f"out = {out}: {directory} is there already; valid: a folder without it")
     recorded = record_clones(
         env=env,
         demonstrations=demonstrations,
@@ -113,9 +116,9 @@ def clones(
         seed=seed,
     )
     register_envs()
-    directory = save_minari(
+    save_minari(
         recorded.episodes,
-        Path(out) / f"{env}-clones-seed{seed}",
+        directory,
         env_spec=gymnasium.spec(recorded.episodes.info["env"]),
         description=METADATA["title"],
     )

@@ -69,7 +69,7 @@ def test_list_as_json(run: Any) -> None:
     status, out, _ = run("list", "--json")
     assert status == 0
     content = json.loads(out)
-    assert list(content) == ["recipes", "envs", "policies", "suites"]
+    assert list(content) == ["recipes", "envs", "policies", "suites", "datasets"]
     assert "arXiv 2306.11246" in content["recipes"]["hdpo"]
     assert content["envs"]["one_store_lost"]
     assert {"mlp", "gnn", "base_stock", "just_in_time"} <= content["policies"].keys()
@@ -177,7 +177,7 @@ def test_a_wrong_request_says_why_and_leaves_nothing_behind(run: Any, tmp_path: 
         (["bench", "inventry"], "unknown suite 'inventry'; did you mean 'inventory'?"),
         (["bench", "--only", "one_store_lst/*"], "no case matches 'one_store_lst/*'; did you mean 'one_store_lost"),
         (["bench", "--device", "abacus"], "--device abacus: cannot be used here"),
-        (["list", "robots"], "'robots' is not one of 'recipes', 'envs', 'policies', 'suites'"),
+        (["list", "robots"], "'robots' is not one of 'recipes', 'envs', 'policies', 'suites', 'datasets'"),
         (["evaluate", "nowhere"], "nowhere holds no run"),
         (["report", "nowhere"], "nowhere"),
         (["train", "hdpo", "--resume", "nowhere"], "nowhere holds no run"),

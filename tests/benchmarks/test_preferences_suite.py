@@ -244,7 +244,7 @@ def test_two_modes_say_whether_the_context_is_on_the_preferred_side(tmp_path: Pa
     assert list(rows) == ["mean_return", "nearer", "updates_per_second"]
     assert 0 <= number(rows["nearer"]) <= 1
     assert (rows["nearer"].reference, rows["nearer"].better) == (1.0, "higher")
-    between = result.series.curves["between"]
+    (between,) = result.series.curves.values()
     assert list(between.x) == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert len(between.y) == 5
 
@@ -253,7 +253,7 @@ def test_hindsight_encodings_are_drawn_by_deciles_of_what_followed(tmp_path: Pat
     case = _lab("point", "oppo", curve=False, arguments={"steps": 3, "batch": 4, "warmup": 1})
     result = run(case, tmp_path)
     assert result.series.curve is None
-    encodings = result.series.curves["encodings"]
+    (encodings,) = result.series.curves.values()
     assert list(encodings.x) == [10.0 * tenth for tenth in range(1, 11)]
     assert all(y >= 0 for y in encodings.y)
 

@@ -31,7 +31,7 @@ def record(seed):
         seen.append(observation)
         rewards.append(reward)
     last = np.arange(len(rewards)) == len(rewards) - 1
-    columns = {"observation": seen, "action": actions, "reward": rewards, "terminated": 0 * last, "truncated": last}
+    columns = {"observation": seen, "action": actions, "reward": rewards, "terminated": last & False, "truncated": last}
     return {name: np.array(column) for name, column in columns.items()}
 
 

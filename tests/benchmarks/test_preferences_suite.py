@@ -245,8 +245,8 @@ def test_two_modes_say_whether_the_context_is_on_the_preferred_side(tmp_path: Pa
     assert 0 <= number(rows["nearer"]) <= 1
     assert (rows["nearer"].reference, rows["nearer"].better) == (1.0, "higher")
     (between,) = result.series.curves.values()
-    assert list(between.x) == [0.0, 0.25, 0.5, 0.75, 1.0]
-    assert len(between.y) == 5
+    assert (between.x[0], between.x[-1]) == (0.0, 1.0)
+    assert len(between.y) == len(between.x)
 
 
 def test_hindsight_encodings_are_drawn_by_deciles_of_what_followed(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from decisionrl.benchmarks.control_page import control_sections, number
+from decisionrl.benchmarks.preferences_page import preferences_sections
 from decisionrl.benchmarks.robust_page import robust_sections
 from decisionrl.evaluation.results import Row, read_results
 
@@ -55,14 +56,14 @@ TARGETS = [
 
 
 def page(results: Path) -> str:
-    """The page as markdown, from RESULTS/inventory-*, RESULTS/control-* and RESULTS/speed-*."""
+    """The page as markdown, from RESULTS/{inventory,control,robust,preferences}-* and RESULTS/speed-*."""
     quick, full = (_rows(results / f"inventory-{profile}") for profile in ("quick", "full"))
     parts = [
         "# Results",
         "Every number comes from a `results.json` under `benchmarks/results/`, written by `decisionrl bench` "
-        "(`inventory`, `control`, `robust`), or by a script of `benchmarks/speed/`; this page is made from them by "
-        "`python -m decisionrl.benchmarks.results_page`. Gaps are relative to the reference, positive is worse, with "
-        "95 % intervals; a control of known cost is paired on the same demand where there is one.",
+        "(`inventory`, `control`, `robust`, `preferences`), or by a script of `benchmarks/speed/`; this page is made "
+        "from them by `python -m decisionrl.benchmarks.results_page`. Gaps are relative to the reference, positive is "
+        "worse, with 95 % intervals; a control of known cost is paired on the same demand where there is one.",
         _provenance(results),
         "## Inventory: targets",
         _targets(quick, full),
@@ -86,6 +87,8 @@ def page(results: Path) -> str:
         *control_sections(_rows(results / "control-quick"), "quick"),
         *robust_sections(_rows(results / "robust-full"), "full"),
         *robust_sections(_rows(results / "robust-quick"), "quick"),
+        *preferences_sections(_rows(results / "preferences-full"), "full"),
+        *preferences_sections(_rows(results / "preferences-quick"), "quick"),
         *_speed(results),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -274,6 +277,9 @@ SPEED_NOTES = {
     "speed-control": "PPO and Stable-Baselines3's PPO with the same hyperparameters on one thread, whole trainings in "
     "turns: medians of the rounds with the smallest and largest. A ratio is our seconds over theirs. `seconds_...` say "
     "where the processor time of one more training goes.",
+    "speed-preferences": "Updates of contrastive preference learning on the same segments, 96 pairs of 64 steps, on "
+    "one thread, drawing the batch included: a plain loop's seconds over the library's, the median of the rounds with "
+    "the smallest and largest. `loss` is the library's on one batch beside the plain loop's, with the same weights.",
 }
 """What a speed suite's rows mean."""
 

@@ -70,6 +70,7 @@ _DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1, 1.2)))  # of the fir
 _LONGEST_PATH = 150  # periods of a sample path that are still legible
 _SMALL_LEGEND = 8  # methods whose names fit below a small figure
 _LABEL_WIDTH = 26  # letters of an axis label in one line
+_FEW_POINTS = 12  # points of a curve that are each marked
 _NAMED_LINES = 6  # lines of one panel that get a color and a name
 _LABELED_EDGES = 24  # edges of a network that still have room for a label
 
@@ -105,7 +106,8 @@ def curve_figure(
     for method, curve in curves.items():
         scale = partial(_percent_gap, curve=curve, sign=sign) if as_gap else _plain
         color, dashes = method_color(methods[method]), _DASHES[min(methods[method] // len(PALETTE), 2)]
-        axes.plot(curve.x, scale(curve.y), color=color, linestyle=dashes, label=method)
+        marker = "o" if len(curve.x) <= _FEW_POINTS else ""
+        axes.plot(curve.x, scale(curve.y), color=color, linestyle=dashes, marker=marker, markersize=3.5, label=method)
         if curve.low is not None and curve.high is not None and len(curves) <= len(PALETTE):
             floor = 1e-9 if as_gap else math.nan  # a bound beyond the reference is below the axis
             low, high = (np.nan_to_num(scale(bound), nan=floor) for bound in (curve.low, curve.high))
@@ -113,7 +115,12 @@ def curve_figure(
     first = next(iter(curves.values()))
     axes.set_title(title, fontweight="bold", fontsize=10 if len(title) < 28 else 7.5)
     axes.set_xlabel(first.x_label)
-    axes.xaxis.set_major_locator(MaxNLocator(4))
+    if first.x_scale == "log":
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0,)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(FuncFormatter(_short_number))
     if as_gap:
         axes.set_yscale("log")

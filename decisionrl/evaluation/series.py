@@ -19,6 +19,7 @@ from decisionrl.evaluation.results import ResultsError, read_json, write_json
 from decisionrl.evaluation.statistics import Estimate, interquartile_mean
 
 NodeKind = Literal["supplier", "warehouse", "store"]
+Scale = Literal["linear", "log"]
 
 MERGED_POINTS = 100
 """Points of the curve of several seeds that were not measured at the same places."""
@@ -29,6 +30,7 @@ class Curve:
     """A learning curve: `y` over `x`, with an optional band.
 
     `reference` is a value on the scale of `y` that gaps are taken to; `target` only one to reach, and to pass.
+    `x_scale` is that of the axis.
     """
 
     x_label: str
@@ -39,6 +41,7 @@ class Curve:
     high: Sequence[float] | None = None
     reference: float | None = None
     target: float | None = None
+    x_scale: Scale = "linear"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,10 +225,14 @@ def _curve(content: Any, where: str) -> Curve:
     for name, line in lines.items():
         _same_length(line, x, name, "x", where)
     levels = {name: None if (level := content.get(name)) is None else float(level) for name in ("reference", "target")}
+    scale = content.get("x_scale", "linear")
+    if scale not in get_args(Scale) or (scale == "log" and x and min(x) <= 0):
+        raise ResultsError(f"{where}: field 'x_scale': expected 'linear', or 'log' over positive 'x', got {scale!r}")
     return Curve(
         x_label=str(content.get("x_label", "step")),
         y_label=str(content.get("y_label", "value")),
         x=x,
+        x_scale=scale,
         **cast(dict[str, Any], {**lines, **levels}),
     )
 

@@ -18,7 +18,7 @@ from decisionrl.evaluation import (
     write_results,
     write_series,
 )
-from decisionrl.evaluation.figures import place_nodes
+from decisionrl.evaluation.figures import curve_figure, place_nodes
 from decisionrl.evaluation.formatting import (
     MINUS,
     MISSING,
@@ -185,8 +185,17 @@ def test_further_curves_stand_under_a_heading_of_their_own(tmp_path):
     assert files[2:] == ["curve--a.png", "curve--a--wall_time.png"]
     page = Page((tmp_path / "report.html").read_text())
     assert page.tags.count("svg") == 2
-    assert "Over wall time" in page.text
+    assert "Wall time" in page.text
     assert len(page.ids) == len(set(page.ids))
+
+
+def test_a_curve_says_the_scale_of_its_axis_and_few_points_are_marked():
+    few = Curve(x_label="pairs", y_label="success", x=[30, 300, 3000], y=[0.1, 0.2, 0.3], x_scale="log")
+    many = Curve(x_label="step", y_label="success", x=range(100), y=[0.0] * 100)
+    for curve, scale, marker in ((few, "log", "o"), (many, "linear", "")):
+        axes = curve_figure("a", {"mlp": curve}, {"mlp": 0}, better=None, legend=False).axes[0]
+        assert axes.get_xscale() == scale
+        assert axes.lines[0].get_marker() == marker
 
 
 def test_a_report_of_rows_alone(tmp_path):

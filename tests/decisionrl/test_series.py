@@ -12,7 +12,9 @@ from decisionrl.evaluation.series import merge_seeds, series_file
 FULL = Series(
     curve=Curve(x_label="step", y_label="cost", x=[0, 1], y=[3.0, 2.0], low=[2.0, 1.0], high=[4.0, 3.0], reference=1.5),
     path=SamplePath(periods=[0, 1], stock={"s": [1.0, 0.0]}, orders={"w → s": [0.0, 2.0]}, demand={"s": [1.0, 1.0]}),
-    curves={"wall_time": Curve(x_label="seconds", y_label="cost", x=[0.5, 2.0], y=[3.0, 2.0], target=1.0)},
+    curves={
+        "wall_time": Curve(x_label="seconds", y_label="cost", x=[0.5, 2.0], y=[3.0, 2.0], target=1.0, x_scale="log")
+    },
     network=Network([Node("w", "warehouse", 3.0), Node("s", "store", 1.0)], [Edge("w", "s", 2.0, 5.0)]),
 )
 
@@ -38,6 +40,11 @@ def test_a_number_that_is_not_finite_is_a_hole(tmp_path):
     [
         ({"curve": {"x": [1]}}, "curve: field 'y': expected a list"),
         ({"curve": {"x": [1, 2], "y": [1]}}, "field 'y' has 1 numbers, 'x' has 2"),
+        (
+            {"curve": {"x": [0, 1], "y": [1, 2], "x_scale": "log"}},
+            "'x_scale': expected 'linear', or 'log' over positive",
+        ),
+        ({"curve": {"x": [1], "y": [1], "x_scale": "square"}}, "got 'square'"),
         ({"curves": [1]}, "curves: expected an object, got list"),
         ({"curves": {"wall_time": {"x": [1]}}}, r"curves\['wall_time'\]: field 'y'"),
         ({"path": {"periods": [1], "stock": {"s": [1, 2]}}}, r"field \"stock\['s'\]\" has 2 numbers"),

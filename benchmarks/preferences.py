@@ -1,13 +1,13 @@
 """The preferences suite: learning from recorded behavior and from what a teacher prefers of it.
 
-Case names are data/recipe: ``plate-slide/cpl``. The data of the Meta-World tasks are clones of five scripted
+Case names are data/recipe: ``plate-slide/cpl``. The data of the Meta-World tasks are clones of four scripted
 demonstrations (``decisionrl make-dataset clones``), those of ``hopper-...`` and ``halfcheetah-...`` are from a run of
 SAC (``make-dataset sac``); both are made under ``OUT/data``, once for each seed (SAC: once), and kept. With ``--data
 DIR`` they are read from there. The rows:
 
 - ``success``: share of 100 episodes in which the trained policy succeeds; the same starts for every method and seed.
   ``normalized_score`` on SAC's data: 0 is a random policy, 100 the last one of SAC.
-- ``mean_return`` where there is neither, next to the exact optimum where it is known.
+- ``mean_return`` on the labs, next to what optimal actions get on other starts.
 - ``success_at_N_pairs`` of ``...-pairs``, ``success_at_N_percent`` of ``...-noise``: with N comparisons, and with N %
   wrong labels among 2,000 of them.
 - ``nearer`` of ``two-modes/oppo``: share of held-out pairs whose good window is encoded nearer to z*.
@@ -28,7 +28,7 @@ from torch import nn
 from decisionrl.benchmarks.control_training import Record, one_thread, train
 from decisionrl.benchmarks.recorded import recorded
 from decisionrl.benchmarks.suite import Case, CaseContext, CaseResult, Measurement
-from decisionrl.evaluation.series import Curve, Series
+from decisionrl.evaluation.series import Curve, Scale, Series
 from decisionrl.evaluation.statistics import Estimate
 from decisionrl.experience.data import open_data
 from decisionrl.experience.datasets import Windows
@@ -111,7 +111,7 @@ class OfflineCase:
             measured = functools.partial(_value, experiment, self.metric) if self.curve else None
             record = train(experiment, steps, context.progress, points=CURVE_POINTS, measure=measured)
             main = _measured(experiment, self.metric, self.episodes)
-        rows = [main, Measurement("cpu_seconds", record.clock.cpu), _speed(record)]
+        rows = [main, *_costs(record)]
         curve = _over_updates(record, self.metric) if self.curve else None
         extra = _encodings(experiment) if isinstance(experiment.policy, HindsightPolicy) else {}
         return CaseResult(rows, Series(curve=curve, curves=extra))
@@ -122,7 +122,7 @@ class LadderCase:
     """Train once for every value of one argument, and draw the success over the values.
 
     argument: of the recipe. values: in rising order. label: how a value is called in the rows' names. scale: from the
-    argument's unit to the label's.
+    argument's unit to the label's. x_scale: of the figure's axis.
     """
 
     data: DataFor
@@ -132,6 +132,7 @@ class LadderCase:
     label: str
     x_label: str
     scale: float = 1.0
+    x_scale: Scale = "linear"
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, context: CaseContext) -> CaseResult:
@@ -151,7 +152,8 @@ class LadderCase:
                 x.append(float(shown))
         estimates = [row.estimate for row in rows]
         y = [each.value if isinstance(each, Estimate) else each for each in estimates]
-        return CaseResult(rows, Series(curve=Curve(x_label=self.x_label, y_label="success", x=x, y=y)))
+        curve = Curve(x_label=self.x_label, y_label="success", x=x, y=y, x_scale=self.x_scale)
+        return CaseResult(rows, Series(curve=curve))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +170,7 @@ class ModesCase:
             )
             main = _measured(experiment, "mean_return", EPISODES)
             nearer, curves = _nearness(experiment, context.seed)
-        rows = [main, Measurement("nearer", nearer, 1.0, "exact", better="higher"), _speed(record)]
+        rows = [main, Measurement("nearer", nearer, 1.0, "exact", better="higher"), *_costs(record)]
         return CaseResult(rows, Series(curves=curves))
 
 
@@ -200,9 +202,10 @@ def _measured(experiment: Experiment, metric: str, episodes: int) -> Measurement
     found = experiment.evaluate(experiment.policy, episodes=episodes, seed=EVALUATION_SEED)
     if metric == "normalized_score":
         estimate = Estimate(found["normalized_score"], found["score_low"], found["score_high"], episodes)
-    else:
-        estimate = Estimate(found["mean_return"], found["low"], found["high"], episodes)
-    return Measurement(metric, estimate, better="higher")
+        return Measurement(metric, estimate, better="higher")
+    estimate = Estimate(found["mean_return"], found["low"], found["high"], episodes)
+    optimum = open_data(experiment.config["data"]).info.get("expert_score") if metric == "mean_return" else None
+    return Measurement(metric, estimate, optimum, "none" if optimum is None else "oracle", better="higher")
 
 
 def _value(experiment: Experiment, metric: str, policy: nn.Module) -> float:
@@ -211,8 +214,11 @@ def _value(experiment: Experiment, metric: str, policy: nn.Module) -> float:
     return float(found["normalized_score" if metric == "normalized_score" else "mean_return"])
 
 
-def _speed(record: Record) -> Measurement:
-    return Measurement("updates_per_second", record.steps / record.clock.wall, better="higher")
+def _costs(record: Record) -> list[Measurement]:
+    return [
+        Measurement("cpu_seconds", record.clock.cpu),
+        Measurement("updates_per_second", record.steps / record.clock.wall, better="higher"),
+    ]
 
 
 def _over_updates(record: Record, metric: str) -> Curve:
@@ -238,11 +244,11 @@ def _encodings(experiment: Experiment) -> dict[str, Curve]:
     means = [float(part.mean()) for part in distance[order].chunk(DECILES)]
     tenths = [10.0 * (number + 1) for number in range(len(means))]
     curve = Curve(x_label="percentile of the return that followed", y_label="distance to z*", x=tenths, y=means)
-    return {"encodings": curve}
+    return {"encodings_by_what_followed": curve}
 
 
 HELD_OUT = 1_000
-STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+STRENGTHS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5, 0.75, 1.0)
 
 
 @torch.no_grad()
@@ -266,7 +272,7 @@ def _nearness(experiment: Experiment, seed: int) -> tuple[float, dict[str, Curve
         returns.append(float(found["mean_return"]))
     policy.context.copy_(trained)
     between = Curve(x_label="from bad windows (0) to z* (1)", y_label="mean return", x=STRENGTHS, y=returns)
-    return float(share), {"between": between}
+    return float(share), {"from_bad_windows_to_the_preferred": between}
 
 
 # ---------------------------------------------------------------------------------------------- the cases
@@ -367,6 +373,7 @@ def _ladders(task: str) -> list[Case]:
             values=NUMBERS,
             label="pairs",
             x_label="comparisons",
+            x_scale="log",
             arguments={"batch": BATCH_OF_PAIRS},
         )
         by_noise = LadderCase(

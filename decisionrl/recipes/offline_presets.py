@@ -54,10 +54,11 @@ MUJOCO: Mapping[str, Mapping[str, Any]] = {
     "dt": {**SHORT, "steps": 10_000, "batch": 64, "width": 64, "layers": 2, "window": 10, "warmup": 500},
     "oppo": {
         **SHORT,
-        "steps": 10_000,
+        "steps": 6_000,
         "batch": 32,
         "sizes": "small",
         "joint": True,
+        "preference_weight": 1.0,
         "warmup": 500,
         "clip_norm": 0.25,
         "context_learning_rate": 1e-2,

@@ -367,6 +367,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(type(value) is type(each) for each in get_args(hint))
     if isinstance(value, bool) or kind is Any:
         return kind in (bool, Any)
+    if kind is list and isinstance(value, list):
+        return all(_fits(each, *get_args(hint)) for each in value)
     return isinstance(value, (int, float) if kind is float else kind)
 
 

@@ -380,11 +380,16 @@ def _shown(hint: Any) -> str:
 
 
 def _built(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """The recipe's experiment, or the maker's directories; a value that it refuses is a wrong request."""
+    """The recipe's experiment, or the maker's directories; a value that it refuses is a wrong request, and so is one
+    that needs a package which is not installed."""
     from decisionrl.benchmarks.suite import RequestError
 
     try:
         return function(**arguments)
+    except ImportError as error:
+        if "pip install" not in str(error):
+            raise
+        raise RequestError(str(error)) from error
     except ValueError as error:
         raise RequestError(str(error)) from error
 

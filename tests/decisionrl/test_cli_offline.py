@@ -276,6 +276,15 @@ def test_arguments_of_another_kind(run: Any, assignment: str, message: str) -> N
     assert "Traceback" not in err
 
 
+def test_a_package_that_is_not_installed(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    minari_set("bare-v0", segments=False)
+    monkeypatch.setitem(sys.modules, "minari", None)
+    status, out, err = run("train", "bc", "--data", "bare-v0")
+    assert (status, out) == (2, "")
+    assert "pip install 'decisionrl[offline]'" in err
+    assert len(err.splitlines()) == 1
+
+
 def test_data_that_is_gone_when_the_policy_is_measured(run: Any) -> None:
     changed("point.npz")
     assert run("train", "bc", "--data", "point.npz", "--steps", "3", "--set", "hidden=[8]", "--out", "mine")[0] == 0

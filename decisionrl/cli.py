@@ -367,6 +367,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(type(value) is type(each) for each in get_args(hint))
     if isinstance(value, bool) or kind is Any:
         return kind in (bool, Any)
+    if kind is list and isinstance(value, list):
+        return all(_fits(each, *get_args(hint)) for each in value)
     return isinstance(value, (int, float) if kind is float else kind)
 
 
@@ -378,11 +380,16 @@ def _shown(hint: Any) -> str:
 
 
 def _built(function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """The recipe's experiment, or the maker's directories; a value that it refuses is a wrong request."""
+    """The recipe's experiment, or the maker's directories; a value that it refuses is a wrong request, and so is one
+    that needs a package which is not installed."""
     from decisionrl.benchmarks.suite import RequestError
 
     try:
         return function(**arguments)
+    except ImportError as error:
+        if "pip install" not in str(error):
+            raise
+        raise RequestError(str(error)) from error
     except ValueError as error:
         raise RequestError(str(error)) from error
 

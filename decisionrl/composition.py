@@ -30,7 +30,7 @@ class PhasedLearner:
     """Learners of one policy that take over from each other, such as behavior cloning before a preference loss."""
 
     def __init__(self, phases: Sequence[Phase]) -> None:
-        if not phases or phases[-1].updates is not None or any(not phase.updates for phase in phases[:-1]):
+        if not phases or phases[-1].updates is not None or any((phase.updates or 0) < 1 for phase in phases[:-1]):
             raise ValueError("phases: valid are at least one, all but the last with updates >= 1, the last with None")
         if any(phase.learner.policy is not phases[0].learner.policy for phase in phases):
             raise ValueError("phases: their learners have different policies")

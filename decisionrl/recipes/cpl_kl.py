@@ -7,7 +7,7 @@ from typing import Unpack
 from decisionrl.experiment import Experiment
 from decisionrl.objectives.preference_methods import build
 from decisionrl.recipes.control import own_options
-from decisionrl.recipes.offline import PreferenceOptions, Preferences
+from decisionrl.recipes.offline import PreferenceOptions, Preferences, positive
 from decisionrl.recipes.offline_presets import tuned_offline
 from decisionrl.reference import Reference
 
@@ -36,6 +36,7 @@ def cpl_kl(
     rate_after: times the learning rate once mu is there. alpha is 0.1 in the paper's Table 6, 0.2 in its release.
     """
     options = own_options(locals())
+    positive(rate_after=rate_after)
     offline = Preferences(**common)
     policy = offline.policy()
     mu = Reference(policy)

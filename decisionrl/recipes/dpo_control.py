@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, Unpack
 
 from gymnasium import spaces
 
 from decisionrl.experiment import Experiment
-from decisionrl.objectives.preference_methods import build
+from decisionrl.names import pick
+from decisionrl.objectives.preference_methods import METHODS, build
 from decisionrl.recipes.control import own_options
 from decisionrl.recipes.offline import PreferenceOptions, Preferences
 from decisionrl.recipes.offline_presets import tuned_offline
@@ -69,7 +71,11 @@ def dpo_control(
 
 
 def _check(method: str, settings: Mapping[str, Any], offline: Preferences) -> None:
-    """Raise ValueError where the method would learn nothing, or nothing sensible, from these segments."""
+    """Raise ValueError where the method cannot learn, or nothing sensible, from these segments."""
+    for name, parameter in inspect.signature(pick("preference method", method, METHODS).make).parameters.items():
+        value = settings.get(name, parameter.default)
+        if isinstance(parameter.default, float) and not isinstance(value, int | float):
+            raise ValueError(f"settings.{name} = {value!r}; valid: a number")
     if method in UNKNOWN_HERE:
         raise ValueError(
             f"method = {method!r} needs {UNKNOWN_HERE[method]}, which recorded segments do not say; "

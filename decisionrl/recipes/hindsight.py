@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from decisionrl.learner import GradientLearner, Objective
 from decisionrl.policies.hindsight import HUMAN, REFERENCE, SMALL, HindsightPolicy, HindsightSizes
-from decisionrl.recipes.offline import Offline, rising
+from decisionrl.recipes.offline import Offline, at_least, positive, rising
 from decisionrl.seeding import generator
 
 SizesName = Literal["reference", "human", "small"]
@@ -53,9 +53,11 @@ def network_learner(
 
     The gradient of each is clipped by itself, and the learning rate of the contextual policy alone rises.
     """
+    at_least(0, warmup=warmup)
     groups: list[dict[str, Any]] = [{"params": list(network.parameters())} for network in networks]
     factors = [rising(warmup if network is policy.contextual else 0) for network in networks]
     if context_learning_rate is not None:
+        positive(context_learning_rate=context_learning_rate)
         groups.append({"params": [policy.context], "lr": context_learning_rate})
         factors.append(rising(0))
     optimizer = torch.optim.AdamW(groups, offline.learning_rate, weight_decay=weight_decay, fused=True)
@@ -75,5 +77,6 @@ def context_learner(
     policy: HindsightPolicy, objective: Objective, *, learning_rate: float, weight_decay: float
 ) -> GradientLearner:
     """AdamW on z* alone."""
+    positive(context_learning_rate=learning_rate)
     optimizer = torch.optim.AdamW([policy.context], learning_rate, weight_decay=weight_decay)
     return GradientLearner(policy, objective, optimizer)

@@ -95,11 +95,8 @@ class Offline:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}; valid: a whole number >= 1")
-        if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"learning_rate = {self.learning_rate}; valid: a positive number")
+        at_least(1, steps=self.steps, batch=self.batch)
+        positive(learning_rate=self.learning_rate)
         if isinstance(self.env, VectorEnv):
             raise ValueError(
                 f"env = {env_name(self.env)} is a VectorEnv; valid: an id, or a function that makes one copy"
@@ -160,6 +157,7 @@ class Offline:
         after_update: Sequence[Callable[[], object]] = (),
     ) -> GradientLearner:
         """Adam steps on the objective, the learning rate rising linearly from 0 over the first ``warmup`` of them."""
+        at_least(0, warmup=warmup)
         optimizer = optimizer or self.adam(policy)
         components = dict(components or {})
         if warmup:
@@ -180,6 +178,7 @@ class Offline:
 
         begin: called in between, or at the very beginning where there is no pre-training.
         """
+        at_least(0, cloning_steps=updates)
         last = Phase(learner=learner, begin=begin)
         if not updates:
             return PhasedLearner([last]) if begin else learner
@@ -337,6 +336,20 @@ class Preferences(Offline):
         if self.comparisons is None:
             return DensePairs(segments=self.segments, size=self.batch)
         return Pairs(pairs=self.comparisons, size=self.batch)
+
+
+def at_least(least: int, **numbers: int) -> None:
+    """Raise ValueError for a number that is smaller."""
+    for name, value in numbers.items():
+        if value < least:
+            raise ValueError(f"{name} = {value}; valid: a whole number >= {least}")
+
+
+def positive(**numbers: float) -> None:
+    """Raise ValueError for a number that is not positive and finite."""
+    for name, value in numbers.items():
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name} = {value}; valid: a positive number")
 
 
 def check_spaces(name: str, episodes: EpisodeStore, world: World) -> None:

@@ -44,7 +44,9 @@ LABS: Mapping[str, Mapping[str, Any]] = {
         for name in ("sft", "cpl", "cpl_bc", "cpl_kl", "dpo_control")
     },
     "bc": {**SHORT, **LAB, "batch": 256},
-    **{name: {**CLONES[name], **LAB} for name in ("iql", "p_iql", "dt", "oppo", "oppo_human")},
+    **{name: {**CLONES[name], **LAB} for name in ("iql", "p_iql", "dt")},
+    "oppo": {**CLONES["oppo"], **LAB, "steps": 1000, "learning_rate": 1e-3},
+    "oppo_human": {**CLONES["oppo_human"], **LAB, "steps": 1000, "learning_rate": 1e-3, "batch": 16},
 }
 """Recipe -> arguments on the labs."""
 
@@ -80,6 +82,6 @@ def tuned_offline(recipe: Callable[P, Experiment]) -> Callable[P, Experiment]:
     @functools.wraps(recipe)
     def with_preset(*args: P.args, **kwargs: P.kwargs) -> Experiment:
         data = kwargs.get("data", DEFAULT)
-        return recipe(*args, **{**offline_preset(recipe.__name__, str(data)), **kwargs})  # type: ignore[arg-type]
+        return recipe(*args, **{**offline_preset(recipe.__name__, str(data)), **kwargs})
 
     return with_preset

@@ -19,7 +19,7 @@ from decisionrl.objectives.hindsight import (
 )
 from decisionrl.recipes.control import own_options
 from decisionrl.recipes.hindsight import SIZES, SizesName, context_learner, hindsight_policy, network_learner
-from decisionrl.recipes.offline import PreferenceOptions, Preferences
+from decisionrl.recipes.offline import PreferenceOptions, Preferences, at_least
 from decisionrl.recipes.offline_presets import tuned_offline
 
 METADATA = {
@@ -54,6 +54,7 @@ def oppo_human(
     the release's, but each of the three learners has moments of its own.
     """
     options = own_options(locals())
+    at_least(1, matching_every=matching_every)
     offline = Preferences(**common)
     shape = pick("sizes", sizes, SIZES)
     policy = hindsight_policy(

@@ -10,7 +10,7 @@ from decisionrl.policies.critics import RewardMLP
 from decisionrl.policies.preference_transformer import PreferenceTransformer
 from decisionrl.recipes.control import own_options
 from decisionrl.recipes.implicit_q import implicit_q_learner
-from decisionrl.recipes.offline import PreferenceOptions, Preferences
+from decisionrl.recipes.offline import PreferenceOptions, Preferences, at_least
 from decisionrl.recipes.offline_presets import tuned_offline
 from decisionrl.seeding import generator
 
@@ -44,6 +44,7 @@ def p_iql(
     options = own_options(locals())
     if reward not in get_args(RewardKind):
         raise ValueError(f"reward = {reward!r}; valid: {', '.join(get_args(RewardKind))}")
+    at_least(1, reward_steps=reward_steps)
     offline = Preferences(**common)
     spaces = offline.episodes.observation_space, offline.episodes.action_space
     random = generator(offline.seed, "reward")

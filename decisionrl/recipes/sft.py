@@ -8,7 +8,7 @@ from decisionrl.composition import Phase, PhasedLearner
 from decisionrl.experiment import Experiment
 from decisionrl.objectives.imitation import BehaviorCloning
 from decisionrl.recipes.control import own_options
-from decisionrl.recipes.offline import PreferenceOptions, Preferences
+from decisionrl.recipes.offline import PreferenceOptions, Preferences, at_least
 from decisionrl.recipes.offline_presets import tuned_offline
 
 METADATA = {
@@ -25,6 +25,7 @@ def sft(*, cloning_steps: int = 200_000, **common: Unpack[PreferenceOptions]) ->
     """Behavior cloning of all segments for ``cloning_steps`` updates, then of the preferred of each pair (of both in a
     tie). One optimizer goes through both."""
     options = own_options(locals())
+    at_least(0, cloning_steps=cloning_steps)
     offline = Preferences(**common)
     policy = offline.policy()
     optimizer = offline.adam(policy)

@@ -108,6 +108,9 @@ def sac(
         if directory.exists():
             raise ValueError(f"out = {out}: {directory} is there already; valid: a folder without it")
     world = make_world(env, num_envs=COPIES)
+    for name, space in (("observations", world.observation_space), ("actions", world.action_space)):
+        if not isinstance(space, gymnasium.spaces.Box):
+            raise ValueError(f"env = {env!r} has {name} in {space}; valid for SAC: a Box")
     episodes = RecordedEpisodes(env_maker(env, {})())
     with random_state_kept():
         model = _model(

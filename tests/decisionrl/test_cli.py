@@ -221,6 +221,8 @@ def test_a_wrong_request_in_a_process_of_its_own(tmp_path: Path) -> None:
         (1, Literal["a", "b"] | None, False),
         (True, bool, True),
         ({}, dict[str, int], True),
+        ([3, 4], list[int], True),
+        ([3, "a"], list[int], False),
     ],
 )
 def test_values_are_held_against_the_types_of_a_recipe(value: Any, hint: Any, fits: bool) -> None:

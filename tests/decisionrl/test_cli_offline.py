@@ -143,7 +143,7 @@ def ragged(path: str) -> None:
 def minari_set(name: str, *, scores: bool = True, segments: bool = True, **info: Any) -> None:
     """The lab as a Minari dataset in the folder, with its segments or without."""
     lab = LABS["lab/point"]()
-    directory = save_minari(dataclasses.replace(lab.episodes, info=info), name, layout="arrow")
+    directory = save_minari(dataclasses.replace(lab.episodes, info=info), name)
     if segments:
         save_segments(directory / "segments.npz", lab.segments, lab.scores if scores else {})
 
@@ -243,7 +243,7 @@ WRONG: dict[str, tuple[Prepare, list[str], list[str]]] = {
         ["oppo", "--data", "lab/gridworld"],
         ["observation_space of lab/gridworld is Discrete(25)", "a Box"],
     ),
-    "a list for a number": (None, ["cpl", "--set", "pairs=[1]"], ["pairs = [1]", "valid: int or str or none"]),
+    "words for numbers": (None, ["dpo_control", "--set", "settings.beta=high"], ["settings.beta = 'high'", "a number"]),
 }
 
 
@@ -259,6 +259,30 @@ def test_a_wrong_request_says_why_and_leaves_nothing_behind(run: Any, wrong: str
     assert "Traceback" not in err
     assert len(err.strip().splitlines()) == 1
     assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("pairs=[1]", "pairs = [1] is no argument of recipe cpl; valid: int or str or none"),
+        ('hidden=["wide"]', "hidden = ['wide'] is no argument of recipe cpl; valid: list"),
+        ("teachr=regret", "unknown argument of recipe cpl 'teachr'; did you mean 'teacher'?"),
+    ],
+)
+def test_arguments_of_another_kind(run: Any, assignment: str, message: str) -> None:
+    status, out, err = run("train", "cpl", "--set", assignment)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_package_that_is_not_installed(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    minari_set("bare-v0", segments=False)
+    monkeypatch.setitem(sys.modules, "minari", None)
+    status, out, err = run("train", "bc", "--data", "bare-v0")
+    assert (status, out) == (2, "")
+    assert "pip install 'decisionrl[offline]'" in err
+    assert len(err.splitlines()) == 1
 
 
 def test_data_that_is_gone_when_the_policy_is_measured(run: Any) -> None:
@@ -283,7 +307,7 @@ def test_data_that_is_gone_when_the_policy_is_measured(run: Any) -> None:
             "segment_length = 250; valid: less than 250",
         ),
         (["clones", "--env", "plate-slide", "--out", "sets"], "sets/plate-slide-clones-seed0 is there already; valid"),
-        (["sac", "--env", "CartPole-v1"], "CartPole-v1"),
+        (["sac", "--env", "CartPole-v1"], "env = 'CartPole-v1' has actions in Discrete(2); valid for SAC: a Box"),
         (["sac", "--env", "no_module:Env"], "no_module cannot be imported"),
     ],
 )

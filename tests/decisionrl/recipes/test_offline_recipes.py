@@ -371,9 +371,17 @@ def test_labels_of_a_person(name: str, tmp_path: Path) -> None:
         ("bc", {"env": "Pendulum-v1"}, r"observation_space of lab/point is Box.*; valid: Box.*, that of Pendulum-v1"),
         ("bc", {"env": "CartPole-v1", "data": "lab/gridworld"}, r"lab/gridworld is Discrete\(25\); valid: Box"),
         ("p_iql", {"reward": "tree"}, "reward = 'tree'; valid: mlp, transformer"),
+        ("cpl_kl", {"cloning_steps": -1}, "cloning_steps = -1; valid: a whole number >= 0"),
+        ("sft", {"cloning_steps": -1}, "cloning_steps = -1; valid: a whole number >= 0"),
+        ("cpl_kl", {"rate_after": 0.0}, "rate_after = 0.0; valid: a positive number"),
+        ("cpl", {"warmup": -1}, "warmup = -1; valid: a whole number >= 0"),
+        ("p_iql", {"reward_steps": 0}, "reward_steps = 0; valid: a whole number >= 1"),
+        ("oppo", {"warmup": -1}, "warmup = -1; valid: a whole number >= 0"),
+        ("oppo", {"context_learning_rate": -1.0}, "context_learning_rate = -1.0; valid: a positive number"),
+        ("oppo_human", {"context_learning_rate": 0.0}, "context_learning_rate = 0.0; valid: a positive number"),
         ("oppo", {"sizes": "large"}, "unknown sizes 'large'"),
         ("oppo", {"horizon": 0}, "horizon = 0; valid: a whole number >= 1"),
-        ("oppo_human", {"matching_every": 0}, "every = .*; valid: names among .* and numbers >= 1"),
+        ("oppo_human", {"matching_every": 0}, "matching_every = 0; valid: a whole number >= 1"),
         *[
             (
                 name,
@@ -476,6 +484,7 @@ def test_every_method_that_segments_suffice_for(method: str) -> None:
     [
         ("dop", {}, "unknown preference method 'dop'; did you mean 'dpop'"),
         ("dpo", {"settings": {"gama": 1.0}}, "dpo has no gama; valid: beta"),
+        ("dpo", {"settings": {"beta": "high"}}, "settings.beta = 'high'; valid: a number"),
         ("dpo", {"settings": {"bias": 2.0}}, r"bias = 2.0; valid: in \[0, 1\]"),
         *[(method, {}, f"method = '{method}' needs .*; valid: another") for method in NEEDS_MORE],
         ("kto", {}, "method = 'kto' needs .*; valid: baseline = zero"),

@@ -17,10 +17,10 @@ DIR`` they are read from there. The rows:
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import nn
@@ -36,6 +36,7 @@ from decisionrl.experience.hindsight import FutureReturnPairs, with_future_retur
 from decisionrl.experiment import Experiment
 from decisionrl.policies.hindsight import HindsightPolicy
 from decisionrl.recipes import recipe
+from decisionrl.recipes.offline_presets import PRESETS
 from decisionrl.recording.clones import clones
 from decisionrl.recording.labs import two_modes_lab
 from decisionrl.recording.sac import sac
@@ -47,8 +48,16 @@ MUJOCO_EPISODES = 20
 CURVE_POINTS = 8
 CURVE_EPISODES = 20
 
-DataFor = Callable[[CaseContext], str]
-"""What a recipe's ``data`` is in a case."""
+
+class DataFor(Protocol):
+    """What a recipe's ``data`` is in a case.
+
+    maker: whose presets the recipe has there.
+    """
+
+    maker: ClassVar[str]
+
+    def __call__(self, context: CaseContext) -> str: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +65,8 @@ class Clones:
     """The clones of a Meta-World task, recorded anew for every seed."""
 
     task: str
+
+    maker: ClassVar[str] = "clones"
 
     def __call__(self, context: CaseContext) -> str:
         name = f"{self.task}-clones-seed{context.seed}"
@@ -69,6 +80,8 @@ class FromSAC:
     env: str
     name: str
     steps: int
+
+    maker: ClassVar[str] = "sac"
 
     def __call__(self, context: CaseContext) -> str:
         found = _found(context, self.name)
@@ -85,6 +98,8 @@ class Lab:
     """A lab, made where it is asked for."""
 
     name: str
+
+    maker: ClassVar[str] = "lab"
 
     def __call__(self, context: CaseContext) -> str:
         return f"lab/{self.name}"
@@ -288,6 +303,8 @@ SETTINGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 """CPL with another setting or another teacher, by the method's name in the results."""
 
+NONE: Mapping[str, Any] = {}
+
 NUMBERS = (30, 100, 300, 1_000, 3_000)
 WRONG = (0.0, 0.1, 0.2, 0.3, 0.4)
 PAIRS_FOR_NOISE = 2_000
@@ -316,48 +333,36 @@ def cases(profile: str, data: Path | None) -> list[Case]:
         for part in SAC_SETS:
             source = FromSAC(env=env, name=f"{robot}-{part}", steps=steps)
             for method, (name, arguments) in ON_SAC.items():
-                run = OfflineCase(
-                    data=source,
-                    recipe=name,
-                    metric="normalized_score",
-                    episodes=MUJOCO_EPISODES,
-                    arguments=arguments,
-                )
+                run = _offline(source, name, "normalized_score", episodes=MUJOCO_EPISODES, arguments=arguments)
                 chosen.append(Case(source.name, method, run, cost=10.0))
     return chosen
 
 
 def _labs() -> list[Case]:
     chosen = [
-        Case("gridworld", name, OfflineCase(data=Lab("gridworld"), recipe=name, metric="mean_return", curve=False))
-        for name in ON_GRIDWORLD
+        Case("gridworld", name, _offline(Lab("gridworld"), name, "mean_return", curve=False)) for name in ON_GRIDWORLD
     ]
-    chosen += [
-        Case("point", name, OfflineCase(data=Lab("point"), recipe=name, metric="mean_return"))
-        for name in (*MAIN, "p_iql")
-    ]
+    chosen += [Case("point", name, _offline(Lab("point"), name, "mean_return")) for name in (*MAIN, "p_iql")]
     return [
         *chosen,
-        Case("two-modes", "bc", OfflineCase(data=Lab("two-modes"), recipe="bc", metric="mean_return")),
-        Case("two-modes", "oppo", ModesCase()),
+        Case("two-modes", "bc", _offline(Lab("two-modes"), "bc", "mean_return")),
+        Case("two-modes", "oppo", ModesCase(arguments=PRESETS["lab"]["oppo"])),
     ]
+
+
+def _offline(data: DataFor, name: str, metric: str, *, arguments: Mapping[str, Any] = NONE, **how: Any) -> OfflineCase:
+    """A case with its preset spelled out, so that results are made anew when that changes."""
+    settled = {**PRESETS[data.maker].get(name, {}), **arguments}
+    return OfflineCase(data=data, recipe=name, metric=metric, arguments=settled, **how)
 
 
 def _clones(task: str, recipes: Sequence[str]) -> list[Case]:
-    return [
-        Case(task, name, OfflineCase(data=Clones(task=task), recipe=name, metric="success"), cost=3.0)
-        for name in recipes
-    ]
+    return [Case(task, name, _offline(Clones(task=task), name, "success"), cost=3.0) for name in recipes]
 
 
 def _settings(task: str) -> list[Case]:
     return [
-        Case(
-            task,
-            method,
-            OfflineCase(data=Clones(task=task), recipe=name, metric="success", arguments=arguments),
-            cost=3.0,
-        )
+        Case(task, method, _offline(Clones(task=task), name, "success", arguments=arguments), cost=3.0)
         for method, (name, arguments) in SETTINGS.items()
     ]
 
@@ -374,7 +379,7 @@ def _ladders(task: str) -> list[Case]:
             label="pairs",
             x_label="comparisons",
             x_scale="log",
-            arguments={"batch": BATCH_OF_PAIRS},
+            arguments={**PRESETS["clones"][name], "batch": BATCH_OF_PAIRS},
         )
         by_noise = LadderCase(
             data=Clones(task=task),
@@ -384,7 +389,7 @@ def _ladders(task: str) -> list[Case]:
             label="percent",
             x_label="wrong labels, %",
             scale=100.0,
-            arguments={"batch": BATCH_OF_PAIRS, "pairs": PAIRS_FOR_NOISE},
+            arguments={**PRESETS["clones"][name], "batch": BATCH_OF_PAIRS, "pairs": PAIRS_FOR_NOISE},
         )
         chosen += [Case(f"{task}-pairs", name, by_number, cost=15.0), Case(f"{task}-noise", name, by_noise, cost=15.0)]
     return chosen

@@ -69,11 +69,13 @@ MUJOCO: Mapping[str, Mapping[str, Any]] = {
 """Recipe -> arguments on what ``make-dataset sac`` makes."""
 
 
+PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {"clones": CLONES, "lab": LABS, "sac": MUJOCO}
+"""What made the data, as its ``info["maker"]`` says -> recipe -> arguments."""
+
+
 def offline_preset(recipe: str, data: str) -> Mapping[str, Any]:
     """What is to be the default where a recipe is called with this data; empty if nothing is known."""
-    return {"clones": CLONES, "lab": LABS, "sac": MUJOCO}.get(str(open_data(data).info.get("maker")), {}).get(
-        recipe, {}
-    )
+    return PRESETS.get(str(open_data(data).info.get("maker")), {}).get(recipe, {})
 
 
 def tuned_offline(recipe: Callable[P, Experiment]) -> Callable[P, Experiment]:

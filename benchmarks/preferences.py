@@ -1,6 +1,6 @@
 """The preferences suite: learning from recorded behavior and from what a teacher prefers of it.
 
-Case names are data/recipe: ``plate-slide/cpl``. The data of the Meta-World tasks are clones of four scripted
+Case names are data/recipe: ``plate-slide/cpl``. The data of the Meta-World tasks are clones of a few scripted
 demonstrations (``decisionrl make-dataset clones``), those of ``hopper-...`` and ``halfcheetah-...`` are from a run of
 SAC (``make-dataset sac``); both are made under ``OUT/data``, once for each seed (SAC: once), and kept. With ``--data
 DIR`` they are read from there. The rows:

@@ -11,7 +11,7 @@ from decisionrl.objectives.imitation import BehaviorCloning
 from decisionrl.policies.decision_transformer import DecisionTransformer
 from decisionrl.policies.sequence import TransformerSizes
 from decisionrl.recipes.control import own_options
-from decisionrl.recipes.offline import Offline, OfflineOptions
+from decisionrl.recipes.offline import DataOptions, Offline
 from decisionrl.recipes.offline_presets import tuned_offline
 from decisionrl.seeding import generator
 
@@ -36,7 +36,7 @@ def dt(
     heads: int = 1,
     warmup: int = 10_000,
     weight_decay: float = 1e-4,
-    **common: Unpack[OfflineOptions],
+    **common: Unpack[DataOptions],
 ) -> Experiment:
     """Cloning of actions given the return to go, ``batch`` windows of ``window`` steps an update.
 

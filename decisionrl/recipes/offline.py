@@ -33,7 +33,7 @@ TOLERANCE = 1e-5
 """By how much recorded bounds of actions may exceed the environment's, after a change of precision."""
 
 
-class OfflineOptions(TypedDict, total=False):
+class DataOptions(TypedDict, total=False):
     """The arguments that every recipe on recorded data takes; see :class:`Offline` for what they mean."""
 
     data: str
@@ -43,21 +43,30 @@ class OfflineOptions(TypedDict, total=False):
     evaluation: bool
     steps: int
     batch: int
-    hidden: list[int]
-    dropout: float
-    normalize_observations: bool
     learning_rate: float
     clip_norm: float | None
     seed: int
     device: str
 
 
-class PreferenceOptions(OfflineOptions, total=False):
-    """The arguments that every recipe on preferences takes; see :class:`Preferences` for what they mean."""
+class OfflineOptions(DataOptions, total=False):
+    """The arguments that recipes with perceptrons take."""
+
+    hidden: list[int]
+    dropout: float
+    normalize_observations: bool
+
+
+class ComparedOptions(DataOptions, total=False):
+    """The arguments that recipes on preferences take; see :class:`Preferences` for what they mean."""
 
     teacher: str | None
     pairs: int | str | None
     flip: float
+
+
+class PreferenceOptions(OfflineOptions, ComparedOptions, total=False):
+    """The arguments that recipes on preferences with perceptrons take."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,13 +13,14 @@ P = ParamSpec("P")
 
 DEFAULT = "lab/point"
 
-SHORT = {"steps": 4000, "hidden": [256, 256], "dropout": 0.0, "learning_rate": 3e-4}
+BRIEF = {"steps": 4000, "learning_rate": 3e-4}
+SHORT = {**BRIEF, "hidden": [256, 256], "dropout": 0.0}
 PAIRS = {**SHORT, "batch": 32}
 CLONED_FIRST = {**PAIRS, "cloning_steps": 2000}
 RELATIVE = {**CLONED_FIRST, "warmup": 200}
 VALUES = {**SHORT, "batch": 256}
 
-HINDSIGHT = {**PAIRS, "sizes": "small", "warmup": 200, "clip_norm": 0.25}
+HINDSIGHT = {**BRIEF, "batch": 32, "sizes": "small", "warmup": 200, "clip_norm": 0.25}
 
 CLONES: Mapping[str, Mapping[str, Any]] = {
     "bc": {**PAIRS, "length": 64},
@@ -30,7 +31,7 @@ CLONES: Mapping[str, Mapping[str, Any]] = {
     "dpo_control": RELATIVE,
     "iql": {**VALUES, "rescale_rewards": False},
     "p_iql": {**PAIRS, "reward_steps": 1000},
-    "dt": {**SHORT, "batch": 64, "width": 64, "layers": 2, "window": 10, "warmup": 200, "return_scale": 10.0},
+    "dt": {**BRIEF, "batch": 64, "width": 64, "layers": 2, "window": 10, "warmup": 200, "return_scale": 10.0},
     "oppo": {**HINDSIGHT, "horizon": None, "joint": True},
     "oppo_human": {**HINDSIGHT, "pairs": 500},
 }
@@ -44,18 +45,19 @@ LABS: Mapping[str, Mapping[str, Any]] = {
         for name in ("sft", "cpl", "cpl_bc", "cpl_kl", "dpo_control")
     },
     "bc": {**SHORT, **LAB, "batch": 256},
-    **{name: {**CLONES[name], **LAB} for name in ("iql", "p_iql", "dt")},
-    "oppo": {**CLONES["oppo"], **LAB, "steps": 1000, "learning_rate": 1e-3},
-    "oppo_human": {**CLONES["oppo_human"], **LAB, "steps": 1000, "learning_rate": 1e-3, "batch": 16},
+    **{name: {**CLONES[name], **LAB} for name in ("iql", "p_iql")},
+    "dt": {**CLONES["dt"], "steps": 2000},
+    "oppo": {**CLONES["oppo"], "steps": 1000, "learning_rate": 1e-3},
+    "oppo_human": {**CLONES["oppo_human"], "steps": 1000, "learning_rate": 1e-3, "batch": 16},
 }
 """Recipe -> arguments on the labs."""
 
 MUJOCO: Mapping[str, Mapping[str, Any]] = {
     "bc": {**SHORT, "steps": 20_000, "batch": 256},
     "iql": {**SHORT, "steps": 20_000, "batch": 256},
-    "dt": {**SHORT, "steps": 10_000, "batch": 64, "width": 64, "layers": 2, "window": 10, "warmup": 500},
+    "dt": {**BRIEF, "steps": 10_000, "batch": 64, "width": 64, "layers": 2, "window": 10, "warmup": 500},
     "oppo": {
-        **SHORT,
+        **BRIEF,
         "steps": 6_000,
         "batch": 32,
         "sizes": "small",

@@ -13,7 +13,7 @@ from decisionrl.names import pick
 from decisionrl.objectives.hindsight import ContextObjective, HindsightObjective
 from decisionrl.recipes.control import own_options
 from decisionrl.recipes.hindsight import SIZES, SizesName, context_learner, hindsight_policy, network_learner
-from decisionrl.recipes.offline import PreferenceOptions, Preferences
+from decisionrl.recipes.offline import ComparedOptions, Preferences
 from decisionrl.recipes.offline_presets import tuned_offline
 
 METADATA = {
@@ -37,7 +37,7 @@ def oppo(
     weight_decay: float = 1e-4,
     warmup: int = 10_000,
     legacy_context_padding: bool = False,
-    **common: Unpack[PreferenceOptions],
+    **common: Unpack[ComparedOptions],
 ) -> Experiment:
     """Encoder and policy by hindsight matching, the triplet loss and a norm term; z* by the triplet loss.
 

@@ -19,7 +19,7 @@ from decisionrl.objectives.hindsight import (
 )
 from decisionrl.recipes.control import own_options
 from decisionrl.recipes.hindsight import SIZES, SizesName, context_learner, hindsight_policy, network_learner
-from decisionrl.recipes.offline import PreferenceOptions, Preferences, at_least
+from decisionrl.recipes.offline import ComparedOptions, Preferences, at_least
 from decisionrl.recipes.offline_presets import tuned_offline
 
 METADATA = {
@@ -43,7 +43,7 @@ def oppo_human(
     weight_decay: float = 1e-4,
     warmup: int = 10_000,
     legacy_context_padding: bool = False,
-    **common: Unpack[PreferenceOptions],
+    **common: Unpack[ComparedOptions],
 ) -> Experiment:
     """On every second batch, encoder and policy by hindsight matching of windows of all episodes, which the policy sees
     with noise; on every batch, the encoder by matching, the triplet loss and a hinge on the norm of the compared

@@ -23,7 +23,7 @@ LEAST = 41
 
 
 def recorded(**settings: int) -> Clones:
-    small = {"demonstrations": 2, "episodes": 4, "segments": 12, "segment_length": LEAST - 1}
+    small = {"demonstrations": 2, "success": 1.0, "episodes": 4, "segments": 12, "segment_length": LEAST - 1}
     fits = {"value_episodes": 2, "cloning_steps": 200, "value_steps": 10}
     return record_clones(**{**small, **fits, **settings})
 
@@ -87,7 +87,7 @@ def test_teachers_score_every_segment(data: Clones) -> None:
 def test_info_says_how_the_data_was_made(data: Clones) -> None:
     info = data.episodes.info
     assert info["env"] == "decisionrl/PlateSlide-v0"
-    assert {"seed": 0, "demonstrations": 2, "noise": 0.3, "cloning_steps": 200}.items() <= info.items()
+    assert {"seed": 0, "demonstrations": 2, "success": 1.0, "shown": 2, "noise": 0.3, "cloning_steps": 200}.items() <= info.items()
     assert gymnasium.spec(info["env"]).kwargs == {"task": "plate-slide"}
 
 

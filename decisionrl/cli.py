@@ -217,7 +217,7 @@ def bench(
 
 @cli.command("make-dataset")
 @click.argument("maker")
-@click.option("--env", required=True, help="Gymnasium id or module:Class.")
+@click.option("--env", required=True, help="Gymnasium id or module:Class; for clones a Meta-World task.")
 @click.option("--steps", type=click.IntRange(min=1), help="How long the maker trains, in environment steps.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--out", type=DIRECTORY, default=Path("data"), show_default=True, help="Folder of the data sets.")
@@ -230,6 +230,7 @@ def make_dataset(maker: str, env: str, steps: int | None, seed: int, out: Path, 
     \b
     decisionrl make-dataset sac --env Hopper-v5 --steps 300000
     decisionrl make-dataset sac --env HalfCheetah-v5 --set hidden=[128,128] --set batch_size=128
+    decisionrl make-dataset clones --env plate-slide
     """
     import torch
 

@@ -8,7 +8,7 @@ DIR`` they are read from there. The rows:
 - ``success``: share of 100 episodes in which the trained policy succeeds; the same starts for every method and seed.
   ``normalized_score`` on SAC's data: 0 is a random policy, 100 the last one of SAC.
 - ``mean_return`` on the labs, next to what optimal actions get on other starts.
-- ``success_at_N_pairs`` of ``...-pairs``, ``success_at_N_percent`` of ``...-noise``: with N comparisons, and with N %
+- ``success_at_N_pairs`` of ``...-pairs`` (on labs: ``normalized_score_at_...``), ``success_at_N_percent`` of ``...-noise``: with N comparisons, and with N %
   wrong labels among 2,000 of them.
 - ``nearer`` of ``two-modes/oppo``: share of held-out pairs whose good window is encoded nearer to z*.
 - ``cpu_seconds``, ``updates_per_second`` of the training alone.
@@ -134,7 +134,7 @@ class OfflineCase:
 
 @dataclass(frozen=True, kw_only=True)
 class LadderCase:
-    """Train once for every value of one argument, and draw the success over the values.
+    """Train once for every value of one argument, and draw the metric over the values.
 
     argument: of the recipe. values: in rising order. label: how a value is called in the rows' names. scale: from the
     argument's unit to the label's. x_scale: of the figure's axis.
@@ -142,6 +142,7 @@ class LadderCase:
 
     data: DataFor
     recipe: str
+    metric: str
     argument: str
     values: Sequence[float]
     label: str
@@ -163,11 +164,11 @@ class LadderCase:
 
                 train(experiment, experiment.config["steps"], progress, points=1, measure=lambda policy: 0.0)
                 shown = round(value * self.scale)
-                rows.append(_measured(experiment, f"success_at_{shown}_{self.label}", EPISODES))
+                rows.append(_measured(experiment, f"{self.metric}_at_{shown}_{self.label}", EPISODES))
                 x.append(float(shown))
         estimates = [row.estimate for row in rows]
         y = [each.value if isinstance(each, Estimate) else each for each in estimates]
-        curve = Curve(x_label=self.x_label, y_label="success", x=x, y=y, x_scale=self.x_scale)
+        curve = Curve(x_label=self.x_label, y_label=self.metric.replace("_", " "), x=x, y=y, x_scale=self.x_scale)
         return CaseResult(rows, Series(curve=curve))
 
 
@@ -215,7 +216,7 @@ def _experiment(name: str, data: str, context: CaseContext, arguments: Mapping[s
 def _measured(experiment: Experiment, metric: str, episodes: int) -> Measurement:
     assert experiment.evaluate is not None
     found = experiment.evaluate(experiment.policy, episodes=episodes, seed=EVALUATION_SEED)
-    if metric == "normalized_score":
+    if metric.startswith("normalized_score"):
         estimate = Estimate(found["normalized_score"], found["score_low"], found["score_high"], episodes)
         return Measurement(metric, estimate, better="higher")
     estimate = Estimate(found["mean_return"], found["low"], found["high"], episodes)
@@ -326,7 +327,9 @@ def cases(profile: str, data: Path | None) -> list[Case]:
     """All cases of a profile, in the order of the report."""
     if profile == "quick":
         return [*_labs(), *_clones("plate-slide", MAIN)]
-    chosen = [*_labs(), *_clones("plate-slide", (*MAIN, *BESIDE)), *_settings("plate-slide"), *_ladders("plate-slide")]
+    chosen = [*_labs(), *_ladders("point", Lab("point"), "normalized_score")]
+    chosen += [*_clones("plate-slide", (*MAIN, *BESIDE)), *_settings("plate-slide")]
+    chosen += _ladders("plate-slide", Clones(task="plate-slide"), "success")
     for task in MORE_TASKS:
         chosen += _clones(task, MAIN)
     for robot, (env, steps) in SAC_STEPS.items():
@@ -367,29 +370,32 @@ def _settings(task: str) -> list[Case]:
     ]
 
 
-def _ladders(task: str) -> list[Case]:
-    """Success over the number of comparisons, and over the share of wrong ones."""
+def _ladders(case: str, data: DataFor, metric: str) -> list[Case]:
+    """The metric over the number of comparisons, and over the share of wrong ones."""
     chosen = []
     for name in ("sft", "cpl"):
+        preset = {**PRESETS[data.maker][name], "batch": BATCH_OF_PAIRS}
         by_number = LadderCase(
-            data=Clones(task=task),
+            data=data,
             recipe=name,
+            metric=metric,
             argument="pairs",
             values=NUMBERS,
             label="pairs",
             x_label="comparisons",
             x_scale="log",
-            arguments={**PRESETS["clones"][name], "batch": BATCH_OF_PAIRS},
+            arguments=preset,
         )
         by_noise = LadderCase(
-            data=Clones(task=task),
+            data=data,
             recipe=name,
+            metric=metric,
             argument="flip",
             values=WRONG,
             label="percent",
             x_label="wrong labels, %",
             scale=100.0,
-            arguments={**PRESETS["clones"][name], "batch": BATCH_OF_PAIRS, "pairs": PAIRS_FOR_NOISE},
+            arguments={**preset, "pairs": PAIRS_FOR_NOISE},
         )
-        chosen += [Case(f"{task}-pairs", name, by_number, cost=15.0), Case(f"{task}-noise", name, by_noise, cost=15.0)]
+        chosen += [Case(f"{case}-pairs", name, by_number, cost=15.0), Case(f"{case}-noise", name, by_noise, cost=15.0)]
     return chosen

@@ -13,7 +13,7 @@ from decisionrl.evaluation.statistics import Estimate, batch_means
 
 METHOD = "cpl"
 BASELINES = ("bc", "sft")
-AT = re.compile(r"success_at_(\d+)_(pairs|percent)")
+AT = re.compile(r"(?:success|normalized_score)_at_(\d+)_(pairs|percent)")
 
 Found = dict[tuple[str, str], dict[int, float]]
 """(case, method) -> seed -> value."""

@@ -58,14 +58,15 @@ MUJOCO: Mapping[str, Mapping[str, Any]] = {
     "dt": {**BRIEF, "steps": 10_000, "batch": 64, "width": 64, "layers": 2, "window": 10, "warmup": 500},
     "oppo": {
         **BRIEF,
-        "steps": 6_000,
+        "steps": 3_000,
         "batch": 32,
         "sizes": "small",
         "joint": True,
-        "preference_weight": 1.0,
+        "preference_weight": 10.0,
+        "context_learning_rate": 3e-3,
+        "context_std": 0.1,
         "warmup": 500,
         "clip_norm": 0.25,
-        "context_learning_rate": 1e-2,
     },
 }
 """Recipe -> arguments on what ``make-dataset sac`` makes."""

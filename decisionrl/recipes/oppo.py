@@ -33,6 +33,7 @@ def oppo(
     preference_weight: float = 0.1,
     norm_weight: float = 0.1,
     context_learning_rate: float = 1e-3,
+    context_std: float = 2.0,
     joint: bool = False,
     weight_decay: float = 1e-4,
     warmup: int = 10_000,
@@ -44,14 +45,15 @@ def oppo(
     sizes: "reference" is the released code's (1.3 million parameters for Hopper), "human" that for human labels,
     "small" suits a CPU. horizon: the scripted teacher prefers the window with the larger reward over so many steps, on
     ``batch`` pairs of fresh windows; None has the preferences over segments that stand beside the data, cut down to the
-    policy's window. joint: take z*'s step together with the networks', which saves an encoding; the release takes it
+    policy's window. context_std: of z* before training, per coordinate; encodings are held to norm 1, so that 2 puts
+    it far from all of them, and the policy acts on what it has never seen. joint: take z*'s step together with the networks', which saves an encoding; the release takes it
     after theirs, with windows encoded anew. legacy_context_padding: act as the release does, with z* at the last step
     of the window only. Other defaults are the release's.
     """
     options = own_options(locals())
     offline = Preferences(**common)
     shape = pick("sizes", sizes, SIZES)
-    policy = hindsight_policy(offline, shape, legacy_context_padding=legacy_context_padding)
+    policy = hindsight_policy(offline, shape, context_std=context_std, legacy_context_padding=legacy_context_padding)
     draw: Draw
     if horizon is None:
         draw = Shortened(draw=offline.draw, length=min(shape.window, offline.segment_length))

@@ -215,6 +215,7 @@ def test_a_suite_leaves_rows_series_and_a_report(tmp_path: Path) -> None:
 
 def test_a_ladder_trains_once_for_every_value(tmp_path: Path) -> None:
     case = LadderCase(
+        metric="success",
         data=Lab("point"),
         recipe="cpl",
         argument="flip",

@@ -87,7 +87,14 @@ def test_teachers_score_every_segment(data: Clones) -> None:
 def test_info_says_how_the_data_was_made(data: Clones) -> None:
     info = data.episodes.info
     assert info["env"] == "decisionrl/PlateSlide-v0"
-    assert {"seed": 0, "demonstrations": 2, "success": 1.0, "shown": 2, "noise": 0.3, "cloning_steps": 200}.items() <= info.items()
+    assert {
+        "seed": 0,
+        "demonstrations": 2,
+        "success": 1.0,
+        "shown": 2,
+        "noise": 0.3,
+        "cloning_steps": 200,
+    }.items() <= info.items()
     assert gymnasium.spec(info["env"]).kwargs == {"task": "plate-slide"}
 
 

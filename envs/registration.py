@@ -29,13 +29,10 @@ LABS = {
 METAWORLD_TASKS = ("bin-picking", "button-press", "door-open", "drawer-open", "plate-slide", "sweep-into")
 """The Meta-World tasks with ids; ``MetaWorldEnv(task)`` makes any other."""
 
-MEMORY_TASKS = ("return_side", "count_visits")
-"""The tasks of ``envs/robotics/memory_tasks.py``."""
+MEMORY_TASKS = {"decisionrl/ReturnSide-v0": "return_side", "decisionrl/CountVisits-v0": "count_visits"}
+"""Ids and names of the tasks of ``envs/robotics/memory_tasks.py``."""
 
-WORLDS = {
-    "decisionrl/ReturnSide-v0": ("decisionrl.envs.robotics.memory", "MemoryWorld"),
-    "decisionrl/CountVisits-v0": ("decisionrl.envs.robotics.memory", "MemoryWorld"),
-}
+WORLDS = dict.fromkeys(MEMORY_TASKS, ("decisionrl.envs.robotics.memory", "MemoryWorld"))
 """Ids with a batched world behind them: its module and class, which takes the arguments of the id and the number of
 copies and their device."""
 
@@ -54,7 +51,7 @@ def register_envs() -> None:
         _register(identifier, module, single)
     for task in METAWORLD_TASKS:
         _register(task.replace("-", "_"), "decisionrl.envs.robotics.metaworld", "MetaWorldEnv", task=task)
-    for task in MEMORY_TASKS:
+    for task in MEMORY_TASKS.values():
         _register(task, "decisionrl.envs.robotics.memory", "MemoryEnv", "MemoryVectorEnv", task=task)
 
 

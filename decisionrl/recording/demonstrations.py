@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import gymnasium
 import torch
 
 from decisionrl.envs.make import make_world
-from decisionrl.envs.registration import WORLDS
+from decisionrl.envs.registration import MEMORY_TASKS
 from decisionrl.envs.robotics.memory import MemoryWorld
 from decisionrl.experience.minari import minari_module, save_minari
 from decisionrl.experience.store import EpisodeStore
@@ -21,8 +21,8 @@ from decisionrl.seeding import generator
 METADATA = {
     "title": "Demonstrations of tasks that need memory, by scripted experts",
     "arxiv": "2505.09561",
-    "changes": "point masses in place of robots: the hidden side and the count of visits are those of the paper's tasks",
-    "kinds": f"the point-mass tasks {', '.join(WORLDS)}",
+    "changes": "point masses in place of robots; what is hidden is, as in the paper, a side or a number of visits",
+    "kinds": f"the point-mass tasks {', '.join(MEMORY_TASKS)}",
 }
 
 
@@ -41,17 +41,14 @@ def demonstrations(
         UnknownNameError, ValueError, TypeError: see :func:`record_demonstrations`; or the directory is there already.
     """
     minari_module()
-    pick("env", env, WORLDS)
-    task = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", env.removeprefix("decisionrl/").removesuffix("-v0")).lower()
-    directory = Path(out) / f"{task}-demonstrations-seed{seed}"
+    task = pick("env", env, MEMORY_TASKS)
+    directory = Path(out) / f"{task.replace('_', '-')}-demonstrations-seed{seed}"
     if directory.exists():
         raise ValueError(f"out = {out}: {directory} is there already; valid: a folder without it")
-    save_minari(
-        record_demonstrations(env=env, env_options=env_options, episodes=episodes, seed=seed),
-        directory,
-        env_spec=gymnasium.spec(env),
-        description=METADATA["title"],
-    )
+    recorded = record_demonstrations(env=env, env_options=env_options, episodes=episodes, seed=seed)
+    spec = copy.deepcopy(gymnasium.spec(env))
+    spec.kwargs |= env_options or {}
+    save_minari(recorded, directory, env_spec=spec, description=METADATA["title"])
     return [directory]
 
 
@@ -76,20 +73,20 @@ def record_demonstrations(
         UnknownNameError: env is not one of the ids.
         ValueError, TypeError: episodes < 1, or the options are not valid.
     """
-    pick("env", env, WORLDS)
+    pick("env", env, MEMORY_TASKS)
     if episodes < 1:
         raise ValueError(f"episodes = {episodes}; valid: a whole number >= 1")
     world = make_world(env, num_envs=episodes, options=env_options)
     assert isinstance(world, MemoryWorld)
     seeds = torch.randint(2**31, (episodes,), generator=generator(seed, "demonstrations/starts"))
-    seen = [world.reset(seeds.tolist())]
+    world.reset(seeds.tolist())
     expert = world.task.expert(world.position, generator(seed, "demonstrations/expert"))
     running = [torch.ones(episodes, dtype=torch.bool)]
-    actions, steps = [], []
+    seen, actions, steps = [world.observation], [], []
     while running[-1].any():
         actions.append(expert.act(world.position))
         steps.append(world.step(actions[-1]))
-        seen.append(steps[-1].observation)
+        seen.append(world.observation)
         running.append(running[-1] & ~(steps[-1].terminated | steps[-1].truncated))
 
     played = torch.stack(running[:-1], 1)  # [episodes, steps]; a final observation follows every last step

@@ -40,9 +40,9 @@ BLOB = 1.5
 class MemoryWorld:
     """``num_envs`` copies of a point-mass task that needs memory.
 
-    Observation [2]: the position p in [-1.2, 1.2]^2. Action [2] in [-1, 1]: p' = clip(p + step_length a + N(0, noise^2)).
-    The reward is 1 at success, which ends the episode as failure does, and else 0; so the mean return is the success
-    rate. What happens in a copy depends on its seed and its actions alone, not on the other copies.
+    Observation [2]: the position p in [-1.2, 1.2]^2. Action a [2] in [-1, 1]: p' = clip(p + step_length a + noise w)
+    with w standard normal. The reward is 1 at success, which ends the episode as failure does, and else 0; so the mean
+    return is the success rate. What happens in a copy depends on its seed and its actions alone, on no other copy.
 
     Args:
         task: ``"return_side"`` or ``"count_visits"``, with the options of :class:`ReturnSide` or :class:`CountVisits`.
@@ -98,6 +98,13 @@ class MemoryWorld:
         """The hidden variable."""
         return self.task.hidden(self._progress)
 
+    @property
+    def observation(self) -> Tensor:
+        """What is seen of it."""
+        if self.pixels:
+            return rendered(self._position)
+        return torch.cat([self._position, self.hidden[:, None]], 1) if self.oracle else self._position
+
     def reset(self, seeds: Sequence[int]) -> Tensor:
         return self.restart(range(self.num_envs), seeds)
 
@@ -110,10 +117,8 @@ class MemoryWorld:
         self._seed = self._seed.index_copy(0, row, seed)
         self._steps = self._steps.index_fill(0, row, 0)
         self._position = self._position.index_copy(0, row, position)
-        self._progress = tuple(
-            old.index_copy(0, row, new) for old, new in zip(self._progress, progress, strict=True)
-        )
-        return self._observation()
+        self._progress = tuple(old.index_copy(0, row, new) for old, new in zip(self._progress, progress, strict=True))
+        return self.observation
 
     def step(self, action: Float[Tensor, "copies 2"], *, idle: Collection[int] = ()) -> Step:
         if action.shape != (self.num_envs, 2):
@@ -126,7 +131,7 @@ class MemoryWorld:
         terminated = success | failure
         truncated = (self._steps >= self.max_steps) & ~terminated
         over = [i for i in (terminated | truncated).nonzero().flatten().tolist() if i not in idle]
-        return Step(self._observation(), success.float(), terminated, truncated, over)
+        return Step(self.observation, success.float(), terminated, truncated, over)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -143,7 +148,7 @@ class MemoryWorld:
             state[name].to(self.device) for name in ("seed", "steps", "position")
         )
         self._progress = tuple(each.to(self.device) for each in state["progress"])
-        return self._observation()
+        return self.observation
 
     def close(self) -> None:
         """Nothing to close."""
@@ -159,11 +164,6 @@ class MemoryWorld:
         if self.oracle:
             low, high = np.append(low, hidden.low), np.append(high, hidden.high)
         return spaces.Box(low, high, dtype=np.float32)
-
-    def _observation(self) -> Tensor:
-        if self.pixels:
-            return rendered(self._position)
-        return torch.cat([self._position, self.hidden[:, None]], 1) if self.oracle else self._position
 
 
 class MemoryEnv(gymnasium.Env[Array, Array]):

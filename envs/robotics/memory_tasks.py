@@ -1,7 +1,7 @@
 """Point-mass tasks that need memory, as functions of tensors: what is hidden, what counts as success, who shows it.
 
-A point p in [-1.2, 1.2]^2 moves by at most ``step_length`` along each axis: p' = clip(p + step_length a + noise). Only p
-is seen; what the next move depends on has been seen some steps ago, or never.
+A point p in [-1.2, 1.2]^2 moves by at most ``step_length`` along each axis: p' = clip(p + step_length a + noise). Only
+p is seen; what the next move depends on has been seen some steps ago, or never.
 """
 
 from __future__ import annotations
@@ -98,7 +98,8 @@ class WayPoints:
         moving_on = landing & ~waiting & (self._next < self._places.shape[1] - 1)
         self._waited = torch.where(moving_on, 0, self._waited + waiting.long())
         self._next = self._next + moving_on.long()
-        return ahead / distance.clamp(min=self._step_length)[:, None]
+        action: Tensor = ahead / distance.clamp(min=self._step_length)[:, None]
+        return action
 
 
 class ReturnProgress(NamedTuple):
@@ -112,8 +113,8 @@ class ReturnProgress(NamedTuple):
 class ReturnSide:
     """Go to the hub and back to where you came from.
 
-    The point starts at (0.75 s, 0) with s = +1 or -1, goes through the junction (0, 0) to the hub (0, 0.55), stays there
-    for ``delay`` steps more, and returns to (0.75 s, 0). Coming to x s < -0.35 after the hub is failure.
+    The point starts at (0.75 s, 0) with s = +1 or -1, goes through the junction (0, 0) to the hub (0, 0.55), stays
+    there for ``delay`` steps more, and returns to (0.75 s, 0). Coming to x s < -0.35 after the hub is failure.
 
     The expert lands on the junction before the hub, so what it sees from there on says nothing about s: who imitates it
     from windows that do not reach back any further succeeds in half of the episodes at the most. When it decides at the
@@ -199,9 +200,9 @@ class CountProgress(NamedTuple):
 class CountVisits:
     """Go from home to the bowl and back ``visits`` times, then to the exit.
 
-    The point starts at (0, -0.45); home is (0, 0), the bowl (-0.45, 0), the exit (0.6, 0). Coming to the bowl is a visit
-    if the point has been home since the last one. Success is to come to the exit after exactly n visits; one visit more,
-    or coming to x > 0.35 before the n-th, is failure.
+    The point starts at (0, -0.45); home is (0, 0), the bowl (-0.45, 0), the exit (0.6, 0). Coming to the bowl is a
+    visit if the point has been home since the last one. Success is to come to the exit after exactly n visits; one
+    visit more, or coming to x > 0.35 before the n-th, is failure.
 
     The expert lands on home, so its windows after the visits are alike unless they span a whole trip, which is 5 to 6
     observations at step length 0.3. Somebody with shorter ones who goes to the bowl again with probability q succeeds
@@ -284,7 +285,8 @@ def made_task(name: str, options: dict[str, Any]) -> ReturnSide | CountVisits:
 
 
 def _reached(position: Float[Tensor, "copies 2"], place: tuple[float, float]) -> Bool[Tensor, " copies"]:
-    return torch.linalg.vector_norm(position - position.new_tensor(place), dim=1) < REACHED
+    reached: Tensor = torch.linalg.vector_norm(position - position.new_tensor(place), dim=1) < REACHED
+    return reached
 
 
 def _waits(shape: tuple[int, ...], step_length: float, generator: torch.Generator) -> Int[Tensor, ...]:

@@ -48,7 +48,8 @@ def make_world(
         env: see ``EnvLike``. ``module:...`` is imported with the working directory on the path. A VectorEnv is used
             as it is, with its own number of copies.
         workers: 0 steps the copies in this process; a positive number steps each copy in a process of its own, which
-            pays where one step takes longer than about 0.1 ms. Only 0 and ``num_envs`` are valid.
+            pays where one step takes longer than about 0.1 ms. Only 0 and ``num_envs`` are valid, and 0 alone for
+            inventory settings and the ids in ``WORLDS``, all copies of which are stepped at once.
         options: keyword arguments of the environment.
         max_steps: truncate episodes of as many steps; for an inventory setting, their number of periods.
         device: where observations and rewards go.

@@ -118,7 +118,7 @@ class ReturnSide:
 
     The expert lands on the junction before the hub, so what it sees from there on says nothing about s: who imitates it
     from windows that do not reach back any further succeeds in half of the episodes at the most. When it decides at the
-    junction, the last observation beside it is the first of a window of 6 or 7 (of 10 to 12 at step length 0.15), plus
+    junction, the last observation beside it is the first of a window of 6 or 7 (of 10 to 13 at step length 0.15), plus
     ``delay``. A policy that does not imitate can use the world as its notebook, say by passing the hub on the left or
     on the right; the bound is not about those.
 

@@ -18,6 +18,7 @@ from decisionrl.envs.checks import Checked
 from decisionrl.envs.copies import Copies
 from decisionrl.envs.gymnasium import InventorySingleEnv
 from decisionrl.envs.inventory.world import InventoryWorld
+from decisionrl.envs.registration import WORLDS
 from decisionrl.envs.vector_world import VectorWorld
 from decisionrl.envs.world import EnvironmentFault, World, check_space
 
@@ -47,7 +48,8 @@ def make_world(
         env: see ``EnvLike``. ``module:...`` is imported with the working directory on the path. A VectorEnv is used
             as it is, with its own number of copies.
         workers: 0 steps the copies in this process; a positive number steps each copy in a process of its own, which
-            pays where one step takes longer than about 0.1 ms. Only 0 and ``num_envs`` are valid.
+            pays where one step takes longer than about 0.1 ms. Only 0 and ``num_envs`` are valid, and 0 alone for
+            inventory settings and the ids in ``WORLDS``, all copies of which are stepped at once.
         options: keyword arguments of the environment.
         max_steps: truncate episodes of as many steps; for an inventory setting, their number of periods.
         device: where observations and rewards go.
@@ -75,6 +77,11 @@ def make_world(
             raise ValueError(f"workers = {workers}; valid: 0, as inventory worlds step all copies at once")
         periods = {} if max_steps is None else {"periods": max_steps}
         return InventoryWorld(setting, num_envs=num_envs, device=device, **{**(options or {}), **periods})
+    if (world := _batched(env)) is not None:
+        if workers:
+            raise ValueError(f"workers = {workers}; valid: 0, as {env} steps all copies at once")
+        limit = {} if max_steps is None else {"max_steps": max_steps}
+        return world(num_envs=num_envs, device=device, **{**(options or {}), **limit})
     make, name = env_maker(env, options or {}), env_name(env)
     if max_steps is not None:
         make = partial(_limited, make, max_steps)
@@ -132,6 +139,15 @@ def _setting(env: EnvLike) -> str | Path | None:
         return None
     name = env.removeprefix(INVENTORY)
     return Path(name) if name.endswith(".toml") else name
+
+
+def _batched(env: EnvLike) -> Callable[..., World] | None:
+    """What makes the batched world behind an id; None if there is none."""
+    identifier = env.rpartition(":")[2] if isinstance(env, str) else ""
+    if identifier not in WORLDS:
+        return None
+    module, name = WORLDS[identifier]
+    return partial(getattr(importlib.import_module(module), name), **gymnasium.spec(identifier).kwargs)
 
 
 def _in_workers(make: Callable[[], gymnasium.Env[Any, Any]], num_envs: int, name: str) -> AsyncVectorEnv:

@@ -29,6 +29,13 @@ LABS = {
 METAWORLD_TASKS = ("bin-picking", "button-press", "door-open", "drawer-open", "plate-slide", "sweep-into")
 """The Meta-World tasks with ids; ``MetaWorldEnv(task)`` makes any other."""
 
+MEMORY_TASKS = {"decisionrl/ReturnSide-v0": "return_side", "decisionrl/CountVisits-v0": "count_visits"}
+"""Ids and names of the tasks of ``envs/robotics/memory_tasks.py``."""
+
+WORLDS = dict.fromkeys(MEMORY_TASKS, ("decisionrl.envs.robotics.memory", "MemoryWorld"))
+"""Ids with a batched world behind them: its module and class, which takes the arguments of the id and the number of
+copies and their device."""
+
 
 def register_envs() -> None:
     """Register, once, the inventory settings that need no files of the user, linear MDPs, labs and robot tasks.
@@ -44,6 +51,8 @@ def register_envs() -> None:
         _register(identifier, module, single)
     for task in METAWORLD_TASKS:
         _register(task.replace("-", "_"), "decisionrl.envs.robotics.metaworld", "MetaWorldEnv", task=task)
+    for task in MEMORY_TASKS.values():
+        _register(task, "decisionrl.envs.robotics.memory", "MemoryEnv", "MemoryVectorEnv", task=task)
 
 
 def _register(name: str, module: str, single: str, vector: str | None = None, **kwargs: str) -> None:

@@ -12,6 +12,7 @@ from decisionrl.names import pick
 MAKERS = {
     "sac": "decisionrl.recording.sac",
     "clones": "decisionrl.recording.clones",
+    "demonstrations": "decisionrl.recording.demonstrations",
 }
 """Maker name -> module that holds a function of that name and METADATA; imported when used."""
 

@@ -1,0 +1,308 @@
+"""Tasks that need memory as a batched world, thousands of copies in one tensor operation, and through Gymnasium.
+
+    import gymnasium
+    from decisionrl.envs.make import make_world
+
+    world = make_world("decisionrl/ReturnSide-v0", num_envs=1000, options={"delay": 3})
+    env = gymnasium.make("decisionrl/CountVisits-v0", visits=3)
+
+The tasks themselves are in ``memory_tasks``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from decisionrl.envs.robotics.memory_tasks import ARENA, Progress, made_task
+from decisionrl.envs.world import Step
+
+Array = NDArray[Any]
+Info = dict[str, Any]
+
+SIDE = 32
+"""Pixels along each side of an image."""
+
+BLOB = 1.5
+"""Standard deviation of the point's image, in pixels."""
+
+
+class MemoryWorld:
+    """``num_envs`` copies of a point-mass task that needs memory.
+
+    Observation [2]: the position p in [-1.2, 1.2]^2. Action a [2] in [-1, 1]: p' = clip(p + step_length a + noise w)
+    with w standard normal. The reward is 1 at success, which ends the episode as failure does, and else 0; so the mean
+    return is the success rate. What happens in a copy depends on its seed and its actions alone, on no other copy.
+
+    Args:
+        task: ``"return_side"`` or ``"count_visits"``, with the options of :class:`ReturnSide` or :class:`CountVisits`.
+        noise: standard deviation of the noise of every step.
+        oracle: the hidden variable is appended to the observation. Who fails even then needs more training, not more
+            memory.
+        pixels: the observation is a gray image [1, 32, 32] of uint8 instead, with a blob at p; y points up.
+        max_steps: episodes are truncated after as many steps; by default the task's.
+
+    Raises:
+        ValueError: an option is not valid, or both oracle and pixels are given.
+    """
+
+    seedable = True
+
+    def __init__(
+        self,
+        task: str,
+        *,
+        num_envs: int = 1,
+        noise: float = 0.01,
+        oracle: bool = False,
+        pixels: bool = False,
+        max_steps: int | None = None,
+        device: torch.device | str = "cpu",
+        **options: Any,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs = {num_envs}; valid: a whole number >= 1")
+        if noise < 0:
+            raise ValueError(f"noise = {noise}; valid: a number >= 0")
+        if oracle and pixels:
+            raise ValueError("oracle = True, pixels = True; valid: at most one of them")
+        self.task = made_task(task, options)
+        self.max_steps = self.task.max_steps if max_steps is None else max_steps
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps = {max_steps}; valid: a whole number >= 1, or None")
+        self.name, self.num_envs, self.device = task, num_envs, torch.device(device)
+        self.noise, self.oracle, self.pixels = noise, oracle, pixels
+        self.observation_space: gymnasium.Space[Any] = self._seen_space()
+        self.action_space: gymnasium.Space[Any] = spaces.Box(-1, 1, (2,), np.float32)
+        self._seed = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
+        self._steps = torch.zeros_like(self._seed)
+        self._position, self._progress = self._started(self._seed)
+
+    @property
+    def position(self) -> Float[Tensor, "copies 2"]:
+        """Where the points are, whatever is seen of it."""
+        return self._position
+
+    @property
+    def hidden(self) -> Float[Tensor, " copies"]:
+        """The hidden variable."""
+        return self.task.hidden(self._progress)
+
+    @property
+    def observation(self) -> Tensor:
+        """What is seen of it."""
+        if self.pixels:
+            return rendered(self._position)
+        return torch.cat([self._position, self.hidden[:, None]], 1) if self.oracle else self._position
+
+    def reset(self, seeds: Sequence[int]) -> Tensor:
+        return self.restart(range(self.num_envs), seeds)
+
+    def restart(self, copies: Sequence[int], seeds: Sequence[int]) -> Tensor:
+        if len(copies) != len(seeds):
+            raise ValueError(f"{self.name}: {len(seeds)} seeds; valid: {len(copies)}, one for each copy")
+        row = torch.as_tensor(copies, dtype=torch.int64, device=self.device)
+        seed = torch.tensor([int(each) % 2**63 for each in seeds], dtype=torch.int64, device=self.device)
+        position, progress = self._started(seed)
+        self._seed = self._seed.index_copy(0, row, seed)
+        self._steps = self._steps.index_fill(0, row, 0)
+        self._position = self._position.index_copy(0, row, position)
+        self._progress = tuple(old.index_copy(0, row, new) for old, new in zip(self._progress, progress, strict=True))
+        return self.observation
+
+    def step(self, action: Float[Tensor, "copies 2"], *, idle: Collection[int] = ()) -> Step:
+        if action.shape != (self.num_envs, 2):
+            raise ValueError(f"{self.name}: action has shape {list(action.shape)}; valid: {[self.num_envs, 2]}")
+        self._steps = self._steps + 1
+        move = self.task.step_length * action.to(self._position).clamp(-1, 1)
+        moved = self._position + move + self.noise * _normal(self._seed, self._steps)
+        self._position = moved.clamp(-ARENA, ARENA)
+        self._progress, success, failure = self.task.judge(self._position, self._progress)
+        terminated = success | failure
+        truncated = (self._steps >= self.max_steps) & ~terminated
+        over = [i for i in (terminated | truncated).nonzero().flatten().tolist() if i not in idle]
+        return Step(self.observation, success.float(), terminated, truncated, over)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "seed": self._seed,
+            "steps": self._steps,
+            "position": self._position,
+            "progress": tuple(self._progress),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> Tensor:
+        if len(state["seed"]) != self.num_envs:
+            raise ValueError(f"{self.name}: num_envs = {self.num_envs}; the saved world has {len(state['seed'])}")
+        self._seed, self._steps, self._position = (
+            state[name].to(self.device) for name in ("seed", "steps", "position")
+        )
+        self._progress = tuple(each.to(self.device) for each in state["progress"])
+        return self.observation
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+    def _started(self, seed: Int[Tensor, " copies"]) -> tuple[Float[Tensor, "copies 2"], Progress]:
+        return self.task.start(_uniform(seed, torch.zeros_like(seed), 3).float())
+
+    def _seen_space(self) -> spaces.Box:
+        if self.pixels:
+            return spaces.Box(0, 255, (1, SIDE, SIDE), np.uint8)
+        hidden = self.task.hidden_space
+        low, high = np.full(2, -ARENA, np.float32), np.full(2, ARENA, np.float32)
+        if self.oracle:
+            low, high = np.append(low, hidden.low), np.append(high, hidden.high)
+        return spaces.Box(low, high, dtype=np.float32)
+
+
+class MemoryEnv(gymnasium.Env[Array, Array]):
+    """One copy of :class:`MemoryWorld`, with its arguments; ``info["success"]`` says whether the step succeeded.
+
+    ``reset(seed=s)`` plays the episode that seed s means to the world; without a seed it is drawn.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - Gymnasium's signature
+
+    def __init__(self, task: str, **options: Any) -> None:
+        self.world = MemoryWorld(task, num_envs=1, **options)
+        self.observation_space, self.action_space = self.world.observation_space, self.world.action_space
+        self._over = True
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, Info]:
+        super().reset(seed=seed)
+        self._over = False
+        seed = int(self.np_random.integers(2**63)) if seed is None else seed
+        return _array(self.world.reset([seed]))[0], {"success": False}
+
+    def step(self, action: Array) -> tuple[Array, float, bool, bool, Info]:
+        """Raises gymnasium.error.ResetNeeded when the episode is over or has not begun."""
+        if self._over:
+            raise gymnasium.error.ResetNeeded(f"{self.world.name}: no episode is running; call reset()")
+        step = self.world.step(torch.as_tensor(action)[None])
+        self._over = bool(step.over)
+        reward = float(step.reward[0])
+        flags = bool(step.terminated[0]), bool(step.truncated[0])
+        return _array(step.observation)[0], reward, *flags, {"success": reward > 0}
+
+
+class MemoryVectorEnv(VectorEnv[Array, Array, Array]):
+    """``num_envs`` copies of :class:`MemoryWorld` with its arguments; each begins anew when its own episode has ended.
+
+    After ``reset(seed=s)`` copy i plays the episode of the single environment with seed s + i; the seeds of later ones
+    are drawn from one stream. autoreset_mode: NEXT_STEP, the default (the step after the end of an episode ignores its
+    action, resets and rewards 0), or SAME_STEP (the last observation is in ``info["final_obs"]``).
+
+    Raises:
+        ValueError: as MemoryWorld, or the mode is DISABLED.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        *,
+        num_envs: int = 1,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        **options: Any,
+    ) -> None:
+        self._mode = AutoresetMode(autoreset_mode)
+        if self._mode == AutoresetMode.DISABLED:
+            raise ValueError("autoreset_mode = DISABLED; valid: NEXT_STEP, SAME_STEP")
+        self.metadata = {"render_modes": [], "autoreset_mode": self._mode}
+        self.world, self.num_envs = MemoryWorld(task, num_envs=num_envs, **options), num_envs
+        self.single_observation_space = self.world.observation_space
+        self.single_action_space = self.world.action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._over: list[int] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, Info]:
+        super().reset(seed=seed)
+        self._over = []
+        every = range(self.num_envs)
+        seeds = self._drawn(self.num_envs) if seed is None else [seed + i for i in every]
+        return _array(self.world.restart(every, seeds)), self._info(np.zeros(self.num_envs, np.bool_))
+
+    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, Info]:
+        ended = self._over if self._mode == AutoresetMode.NEXT_STEP else []
+        step = self.world.step(torch.as_tensor(actions), idle=ended)
+        self._over = list(step.over)
+        observation, reward = _array(step.observation), _array(step.reward).astype(np.float64)
+        terminated, truncated = _array(step.terminated), _array(step.truncated)
+        if ended:
+            observation = _array(self.world.restart(ended, self._drawn(len(ended))))
+            reward[ended], terminated[ended], truncated[ended] = 0, False, False
+        info = self._info(reward > 0)
+        if self._over and self._mode == AutoresetMode.SAME_STEP:
+            final = np.full(self.num_envs, None, dtype=object)
+            for i in self._over:
+                final[i] = observation[i]
+            info |= {"final_obs": final, "_final_obs": terminated | truncated, "final_info": dict(info)}
+            info["_final_info"] = terminated | truncated
+            observation = _array(self.world.restart(self._over, self._drawn(len(self._over))))
+        return observation, reward, terminated, truncated, info
+
+    def _drawn(self, count: int) -> list[int]:
+        drawn: list[int] = self.np_random.integers(2**63, size=count).tolist()
+        return drawn
+
+    def _info(self, success: Array) -> Info:
+        return {"success": success, "_success": np.ones(self.num_envs, np.bool_)}
+
+
+def rendered(position: Float[Tensor, "copies 2"]) -> Int[Tensor, "copies 1 side side"]:
+    """Gray images of uint8: 255 exp(-d^2 / (2 BLOB^2)) at distance d, in pixels, from the point.
+
+    The centers of the first and the last pixel of a side stand for -1.2 and 1.2; the first row is the uppermost.
+    """
+    pixel = torch.arange(SIDE, dtype=position.dtype, device=position.device)
+    scale = (SIDE - 1) / (2 * ARENA)
+    across = (position[:, :1] + ARENA) * scale - pixel
+    down = (ARENA - position[:, 1:]) * scale - pixel
+    row, column = ((-each.square() / (2 * BLOB**2)).exp() for each in (down, across))
+    return (255 * row[:, :, None] * column[:, None, :]).round().to(torch.uint8)[:, None]
+
+
+_GAMMA, _FIRST, _SECOND = (each - 2**64 for each in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+"""Constants of SplitMix64 (Steele, Lea and Flood 2014) as 64-bit integers with a sign; products wrap."""
+
+
+def _uniform(seed: Int[Tensor, " copies"], step: Int[Tensor, " copies"], count: int) -> Float[Tensor, "copies count"]:
+    """Numbers that are uniform on (0, 1] and determined by the seed and the step, in float64."""
+    number = torch.arange(1, count + 1, device=seed.device)
+    mixed = _mixed(_mixed(_mixed(seed) + step)[:, None] + number * _GAMMA)
+    return (_shifted(mixed, 11) + 1).double() * 2.0**-53
+
+
+def _normal(seed: Int[Tensor, " copies"], step: Int[Tensor, " copies"]) -> Float[Tensor, "copies 2"]:
+    """Two standard normal numbers (Box and Muller): rounded from float64, so that the batch cannot show in them."""
+    uniform = _uniform(seed, step, 2)
+    radius, angle = (-2 * uniform[:, 0].log()).sqrt(), 2 * torch.pi * uniform[:, 1]
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], 1).float()
+
+
+def _mixed(value: Int[Tensor, ...]) -> Int[Tensor, ...]:
+    value = value + _GAMMA
+    value = (value ^ _shifted(value, 30)) * _FIRST
+    value = (value ^ _shifted(value, 27)) * _SECOND
+    return value ^ _shifted(value, 31)
+
+
+def _shifted(value: Int[Tensor, ...], bits: int) -> Int[Tensor, ...]:
+    """The bits of a 64-bit integer shifted to the right, zeros coming in from the left."""
+    return (value >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _array(value: Any) -> Array:
+    """A NumPy copy that shares nothing with the world."""
+    return np.array(value.cpu().numpy())

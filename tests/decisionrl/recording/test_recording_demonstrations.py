@@ -1,0 +1,86 @@
+"""Demonstrations: what is recorded is what the environment does, and what is written is read back."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from decisionrl.experience.minari import load_minari
+from decisionrl.names import UnknownNameError
+from decisionrl.recording import maker, metadata
+from decisionrl.recording.demonstrations import demonstrations, record_demonstrations
+from decisionrl.seeding import generator
+
+RETURN, COUNT = "decisionrl/ReturnSide-v0", "decisionrl/CountVisits-v0"
+
+
+@pytest.mark.parametrize(
+    ("env", "options"),
+    [(RETURN, {}), (RETURN, {"pixels": True, "delay": 2}), (COUNT, {"visits": 3, "oracle": True, "step_length": 0.15})],
+)
+def test_recorded_episodes_are_those_of_the_environment(env, options):
+    store = record_demonstrations(env=env, env_options=options, episodes=12, seed=3)
+    seeds = torch.randint(2**31, (12,), generator=generator(3, "demonstrations/starts")).tolist()
+    single = gymnasium.make(env, **options)
+    row = 0
+    for number, seed in enumerate(seeds):
+        seen = [single.reset(seed=seed)[0]]
+        for t in range(int(store.length[number])):
+            observation, reward, terminated, truncated, info = single.step(store.action[row].numpy())
+            seen.append(observation)
+            assert float(store.reward[row]) == reward
+            assert (bool(store.terminated[row]), bool(store.truncated[row])) == (terminated, truncated)
+            assert bool(store.extras["success"][row]) == info["success"]
+            assert (terminated or truncated) == (t == int(store.length[number]) - 1)
+            row += 1
+        first = int(store.first[number]) + number
+        np.testing.assert_array_equal(store.observation[first : first + len(seen)], seen)
+    assert row == store.num_steps
+    assert (store.action.abs() <= 1).all()
+    assert store.observation_space == single.observation_space
+
+
+@pytest.mark.parametrize("env", [RETURN, COUNT])
+def test_experts_succeed_and_seeds_decide(env):
+    store = record_demonstrations(env=env, episodes=1000)
+    assert store.returns.mean() >= 0.99
+    assert store.info["success_rate"] == store.returns.mean()
+    assert store.normalized_score(float(store.returns.mean())) >= 99
+    again, other = record_demonstrations(env=env, episodes=20), record_demonstrations(env=env, episodes=20, seed=1)
+    same = record_demonstrations(env=env, episodes=20)
+    assert torch.equal(again.observation, same.observation)
+    assert not torch.equal(again.observation[:10], other.observation[:10])
+
+
+def test_written_and_read_back(tmp_path):
+    pytest.importorskip("minari")
+    assert maker("demonstrations") is demonstrations
+    assert metadata("demonstrations")["arxiv"] == "2505.09561"
+    options = {"visits": 1}
+    (directory,) = demonstrations(env=COUNT, env_options=options, episodes=7, seed=4, out=tmp_path)
+    assert directory == tmp_path / "count-visits-demonstrations-seed4"
+    store, wanted = load_minari(directory), record_demonstrations(env=COUNT, env_options=options, episodes=7, seed=4)
+    for name in ("observation", "action", "reward", "terminated", "truncated", "length"):
+        assert torch.equal(getattr(store, name), getattr(wanted, name)), name
+    assert torch.equal(store.extras["success"], wanted.extras["success"])
+    assert store.info == wanted.info
+    import minari
+
+    recovered = minari.MinariDataset(directory / "data").recover_environment()
+    assert recovered.unwrapped.world.task.visits == 1
+    assert gymnasium.spec(COUNT).kwargs == {"task": "count_visits"}
+    with pytest.raises(ValueError, match="is there already"):
+        demonstrations(env=COUNT, episodes=7, seed=4, out=tmp_path)
+
+
+def test_what_is_not_valid(tmp_path):
+    with pytest.raises(UnknownNameError, match=r"did you mean 'decisionrl/ReturnSide-v0'"):
+        record_demonstrations(env="ReturnSide-v0")
+    with pytest.raises(UnknownNameError, match="env"):
+        demonstrations(env="Pendulum-v1", out=tmp_path)
+    with pytest.raises(ValueError, match="episodes = 0; valid"):
+        record_demonstrations(episodes=0)
+    with pytest.raises(ValueError, match="delay = -2; valid"):
+        record_demonstrations(env_options={"delay": -2})

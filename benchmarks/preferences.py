@@ -8,8 +8,8 @@ DIR`` they are read from there. The rows:
 - ``success``: share of 100 episodes in which the trained policy succeeds; the same starts for every method and seed.
   ``normalized_score`` on SAC's data: 0 is a random policy, 100 the last one of SAC.
 - ``mean_return`` on the labs, next to what optimal actions get on other starts.
-- ``success_at_N_pairs`` of ``...-pairs`` (on labs: ``normalized_score_at_...``), ``success_at_N_percent`` of ``...-noise``: with N comparisons, and with N %
-  wrong labels among 2,000 of them.
+- ``success_at_N_pairs`` of ``...-pairs``, ``success_at_N_percent`` of ``...-noise``: with N comparisons, and with N %
+  wrong labels among 2,000 of them. On labs ``normalized_score_at_...``.
 - ``nearer`` of ``two-modes/oppo``: share of held-out pairs whose good window is encoded nearer to z*.
 - ``cpu_seconds``, ``updates_per_second`` of the training alone.
 """

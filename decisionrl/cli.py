@@ -225,12 +225,13 @@ def bench(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any argument of the maker. May be repeated."
 )
 def make_dataset(maker: str, env: str, steps: int | None, seed: int, out: Path, assignments: tuple[str, ...]) -> None:
-    """Record data sets for offline learning with MAKER: sac or clones.
+    """Record data sets for offline learning with MAKER: sac, clones or demonstrations.
 
     \b
     decisionrl make-dataset sac --env Hopper-v5 --steps 300000
     decisionrl make-dataset sac --env HalfCheetah-v5 --set hidden=[128,128] --set batch_size=128
     decisionrl make-dataset clones --env plate-slide
+    decisionrl make-dataset demonstrations --env decisionrl/ReturnSide-v0
     """
     import torch
 

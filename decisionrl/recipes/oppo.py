@@ -42,13 +42,13 @@ def oppo(
 ) -> Experiment:
     """Encoder and policy by hindsight matching, the triplet loss and a norm term; z* by the triplet loss.
 
-    sizes: "reference" is the released code's (1.3 million parameters for Hopper), "human" that for human labels,
+    sizes: "reference" is the released code's (1.5 million parameters for Hopper), "human" that for human labels,
     "small" suits a CPU. horizon: the scripted teacher prefers the window with the larger reward over so many steps, on
     ``batch`` pairs of fresh windows; None has the preferences over segments that stand beside the data, cut down to the
-    policy's window. context_std: of z* before training, per coordinate; encodings are held to norm 1, so that 2 puts
-    it far from all of them, and the policy acts on what it has never seen. joint: take z*'s step together with the networks', which saves an encoding; the release takes it
-    after theirs, with windows encoded anew. legacy_context_padding: act as the release does, with z* at the last step
-    of the window only. Other defaults are the release's.
+    policy's window. context_std: of each coordinate of z* before the training; encodings are held near norm 1, so that
+    the release's 2 begins far from all of them. joint: take z*'s step together with the networks', which saves an
+    encoding; the release takes it after theirs, with windows encoded anew. legacy_context_padding: act as the release
+    does, with z* at the last step of the window only. Other defaults are the release's.
     """
     options = own_options(locals())
     offline = Preferences(**common)

@@ -242,7 +242,7 @@ def test_two_modes_say_whether_the_context_is_on_the_preferred_side(tmp_path: Pa
     case = ModesCase(arguments={"teacher": "good", "steps": 4, "batch": 4, "warmup": 1})
     result = run(case, tmp_path)
     rows = {row.metric: row for row in result.rows}
-    assert list(rows) == ["mean_return", "nearer", "updates_per_second"]
+    assert list(rows) == ["mean_return", "nearer", "cpu_seconds", "updates_per_second"]
     assert 0 <= number(rows["nearer"]) <= 1
     assert (rows["nearer"].reference, rows["nearer"].better) == (1.0, "higher")
     (between,) = result.series.curves.values()

@@ -93,10 +93,8 @@ class DiffusionUnet(nn.Module):
             self.embed_observation = nn.Linear(observation_features, width)
             self.observation_position = nn.Parameter(torch.empty(observations, width))
 
-        def blocks(inputs: int, outputs: int) -> nn.ModuleList:
-            return nn.ModuleList(
-                _Block(first, outputs, modulation, attended, sizes.kernel, sizes.groups) for first in (inputs, outputs)
-            )
+        def blocks(inputs: int, outputs: int) -> _Level:
+            return _Level(inputs, outputs, modulation, attended, sizes.kernel, sizes.groups)
 
         levels = list(pairwise((action_features, *channels)))
         self.down = nn.ModuleList(blocks(inputs, outputs) for inputs, outputs in levels)
@@ -127,17 +125,29 @@ class DiffusionUnet(nn.Module):
         if self.conditioning == "film":
             condition = torch.cat([condition, memory], 1)
         x, skipped = noisy.mT, []
-        for level, (first, second) in enumerate(self.down):
-            x = second(first(x, condition, memory), condition, memory)
+        for number, level in enumerate(self.down):
+            x = level(x, condition, memory)
             skipped.append(x)
-            if level < len(self.halved):
-                x = self.halved[level](x)
-        for block in self.bottom:
-            x = block(x, condition, memory)
-        for (first, second), double in zip(self.up, self.doubled, strict=True):
-            x = first(torch.cat([x, skipped.pop()], 1), condition, memory)
-            x = double(second(x, condition, memory))
+            if number < len(self.halved):
+                x = self.halved[number](x)
+        x = self.bottom(x, condition, memory)
+        for level, doubled in zip(self.up, self.doubled, strict=True):
+            x = doubled(level(torch.cat([x, skipped.pop()], 1), condition, memory))
         return self.last(x).mT  # type: ignore[no-any-return]
+
+
+class _Level(nn.Module):
+    """Two residual blocks."""
+
+    def __init__(
+        self, inputs: int, outputs: int, modulation: int, attended: int | None, kernel: int, groups: int
+    ) -> None:
+        super().__init__()
+        self.first = _Block(inputs, outputs, modulation, attended, kernel, groups)
+        self.second = _Block(outputs, outputs, modulation, attended, kernel, groups)
+
+    def forward(self, x: Tensor, condition: Tensor, memory: Tensor) -> Float[Tensor, "batch outputs token"]:
+        return self.second(self.first(x, condition, memory), condition, memory)  # type: ignore[no-any-return]
 
 
 class _Block(nn.Module):
@@ -160,10 +170,10 @@ class _Block(nn.Module):
         self, x: Float[Tensor, "batch inputs token"], condition: Float[Tensor, "batch modulation"], memory: Tensor
     ) -> Float[Tensor, "batch outputs token"]:
         scale, shift = self.modulate(condition)[..., None].chunk(2, 1)
-        x = self.second(scale * self.first(x) + shift) + self.around(x)
+        x = self.around(x) + self.second(scale * self.first(x) + shift)
         if self.attention is None:
             return x
-        return x + self.attention(self.norm(x.mT), memory, memory, need_weights=False)[0].mT
+        return x + self.attention(self.norm(x.mT), memory, memory, need_weights=False)[0].mT  # type: ignore[no-any-return]
 
 
 class _Convolution(nn.Sequential):

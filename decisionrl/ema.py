@@ -46,8 +46,8 @@ class PowerAverage(Generic[Module]):
         pairs = list(zip(self.module.parameters(), source.parameters(), strict=True))
         self._averages: list[Tensor] = [own for own, weight in pairs if weight.requires_grad]
         self._weights: list[Tensor] = [weight.detach() for _, weight in pairs if weight.requires_grad]
-        self._copied = [(own, weight.detach()) for own, weight in pairs if not weight.requires_grad]
-        self._copied += list(zip(self.module.buffers(), source.buffers(), strict=True))
+        self._copied: list[tuple[Tensor, Tensor]] = list(zip(self.module.buffers(), source.buffers(), strict=True))
+        self._copied += [(own, weight.detach()) for own, weight in pairs if not weight.requires_grad]
 
     @property
     def decay(self) -> float:

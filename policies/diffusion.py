@@ -61,7 +61,7 @@ class DiffusionPolicy(nn.Module):
     """``a_{t-To+1}, ..., a_{t+F-1} ~ pi(. | o_{t-To+1}, ..., o_t)``, by taking noise away from random action tokens.
 
     Of what is sampled the present action and the ``action_steps - 1`` after it are executed; then it is sampled anew.
-    With N > 1 ``candidates`` that past is used whose past tokens are closest to the actions that were really executed
+    Of N > 1 ``candidates`` the one is used whose past tokens are closest to the actions that were really executed
     (self-verification, arXiv 2505.09561):
 
         argmin_i sum_tau ||a_hat^(i)_tau - a_tau||^2, in normalized units,
@@ -229,7 +229,7 @@ class DiffusionPolicy(nn.Module):
         self, observation: Observation, state: Tensor | None = None, *, noise: Int[Tensor, " n"] | None = None
     ) -> tuple[Tensor, Float[Tensor, "n state"]]:
         """Actions [n, ...] for observations [n, ...], and the next state. Only rows that have no action left of what
-        they sampled last are computed."""
+        they sampled last are computed; in training mode with dropout."""
         features = self.encoder.forward(observation).to(self.dtype)
         memory = self._unpacked(self.initial_state(len(features)) if state is None else state).seeing(features)
         due = (memory.left == 0).nonzero().squeeze(1)

@@ -10,6 +10,9 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from decisionrl.envs.make import make_world
+from decisionrl.envs.point import PointReachEnv
+from decisionrl.experience.episodes import Task, play
 from decisionrl.policies.context import Context
 from decisionrl.policies.diffusion import CPU, PAPER, DiffusionPolicy, DiffusionSettings, most_consistent
 from decisionrl.policies.diffusion_network import DiffusionTransformerSizes
@@ -234,6 +237,28 @@ def test_chunks_are_executed_before_the_next_is_sampled() -> None:
     actions = episode(made, normal(2, 4, DO))
     assert actions[0, :, 0].tolist() == pytest.approx([0.1, 0.2, 0.2, 0.4])
     assert len(made.asked) == 2
+
+
+def test_played_episodes_do_not_depend_on_the_copies_beside_them() -> None:
+    world = make_world(PointReachEnv, num_envs=3, max_steps=7)
+    made = DiffusionPolicy(
+        world.observation_space,
+        world.action_space,
+        context=STRIDED,
+        settings=dataclasses.replace(SETTINGS, prediction="epsilon"),
+        action_steps=2,
+        candidates=2,
+        generator=rng(),
+    ).eval()
+    tasks = [Task(seed) for seed in range(5)]
+    together = play(world, made, tasks, generator=None)
+    assert together.action.std() > 0.1
+    for i, task in enumerate(tasks):
+        alone = play(make_world(PointReachEnv, num_envs=1, max_steps=7), made, [task], generator=None)
+        torch.testing.assert_close(together.action[i], alone.action[0], rtol=1e-3, atol=1e-4)
+    drawn = [play(world, made, tasks, generator=rng(seed)).action for seed in (1, 1, 2)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
 
 
 def test_actions_stay_in_the_box_and_in_its_units() -> None:

@@ -407,12 +407,12 @@ def test_history_is_strided_as_the_past_tokens_are() -> None:
         tokens = torch.zeros(1, 1, 4, DA, dtype=torch.float64)
         tokens[:, :, 2] = value
         warm.append(tokens)
-    strided, consecutive = [executed[0], executed[2]], executed[2:]
-    last = torch.cat([candidates([consecutive, strided], [0.7, 0.8])] * 2, 2)[:, :, :4]
-    last[:, :, 3] = 0
-    made = scripted([*warm, last], STRIDED, candidates=2)
+    strided, latest, earliest = [executed[0], executed[2]], executed[2:], [0.0, executed[0]]
+    last = torch.zeros(1, 3, 4, DA, dtype=torch.float64)
+    last[:, :, :3] = candidates([latest, earliest, strided], [0.6, 0.7, 0.8])
+    made = scripted([*warm, last], STRIDED, candidates=3)
     assert float(episode(made, normal(1, 5, DO))[0, -1, 0]) == pytest.approx(0.8)
-    assert [asked for _, asked in made.asked] == [1, 1, 1, 1, 2]
+    assert [asked for _, asked in made.asked] == [1, 1, 1, 1, 3]
 
 
 def test_all_actions_of_a_chunk_are_remembered() -> None:

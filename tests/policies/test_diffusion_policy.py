@@ -376,11 +376,11 @@ def test_of_equal_candidates_the_first_and_the_future_does_not_matter() -> None:
 
 
 def test_errors_are_those_in_normalized_units() -> None:
-    """The executed actions are 0; one candidate is off by 0.1 of 100 in one dimension, the other by 0.2 of 1."""
-    warm = [torch.zeros(1, 1, 3, DA, dtype=torch.float64)] * 2
-    tokens = torch.zeros(1, 2, 3, DA, dtype=torch.float64)
-    tokens[0, 0, :2, 1] = 0.2
-    tokens[0, 1, :2, 0] = 0.1
+    """The executed actions are (50, 0.5); one candidate is off by 0.1 of 100, the other by 0.2 of 1."""
+    warm = [torch.full((1, 1, 3, DA), 0.5, dtype=torch.float64)] * 2
+    tokens = torch.full((1, 2, 3, DA), 0.5, dtype=torch.float64)
+    tokens[0, 0, :2, 1] = 0.7
+    tokens[0, 1, :2, 0] = 0.4
     tokens[0, :, 2, 0] = torch.tensor([-0.5, 0.5], dtype=torch.float64)
     made = scripted([*warm, tokens], PLAIN, candidates=2, high=[100.0, 1.0])
     assert float(episode(made, normal(1, 3, DO))[0, -1, 0]) == pytest.approx(50)

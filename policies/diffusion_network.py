@@ -1,0 +1,167 @@
+"""The transformer of Diffusion Policy (arXiv 2303.04137): action tokens that attend to observations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+_INITIAL_STD = 0.02
+"""Of linear layers, attention and positions, as in GPT-2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionTransformerSizes:
+    """Sizes of a :class:`DiffusionTransformer`; the defaults are the paper's.
+
+    Attributes:
+        width: of a token, d.
+        layers, heads: decoder layers, and attention heads in each.
+        embedding_dropout: of the tokens.
+        dropout: inside the decoder layers.
+        causal: action tokens attend to those before them and to what was seen by then.
+    """
+
+    width: int = 256
+    layers: int = 8
+    heads: int = 4
+    embedding_dropout: float = 0.0
+    dropout: float = 0.3
+    causal: bool = True
+
+
+class DiffusionTransformer(nn.Module):
+    """Noisy actions [batch, tokens, Da] and their diffusion step to what was predicted of them, of the same shape.
+
+    The memory is one token of the diffusion step (its sinusoidal embedding) and one linear token of every observation,
+    all with learned positions, each through ``W_2 Mish(W_1 x)`` of 4 d hidden units. Decoder layers in GPT-2's
+    order let the action tokens, linear with learned positions, attend to each other and to the memory. With ``causal``
+    action token j sees the action tokens up to j and the observations up to ``To - 1 - present + j``: the present
+    action, token ``present``, and those after it see all of them, past ones no more than was seen by their time.
+
+    Args:
+        observation_features: Do, of one observation.
+        action_features: Da.
+        observations: To.
+        tokens: of the decoder.
+        present: the token of the present action: To - 1 with all past actions, 0 without.
+        sizes: of the network.
+        generator: draws the weights; by default torch's global generator.
+
+    Raises:
+        ValueError: an option has no valid value.
+    """
+
+    after: Tensor
+    unseen: Tensor
+
+    def __init__(
+        self,
+        observation_features: int,
+        action_features: int,
+        *,
+        observations: int,
+        tokens: int,
+        present: int,
+        sizes: DiffusionTransformerSizes | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = sizes or DiffusionTransformerSizes()
+        if sizes.heads < 1 or sizes.width % sizes.heads or sizes.width % 2:
+            raise ValueError(
+                f"width = {sizes.width}, heads = {sizes.heads}; valid: an even width that the heads divide"
+            )
+        if sizes.layers < 1:
+            raise ValueError(f"layers = {sizes.layers}; valid: at least 1")
+        if not 0 <= present < min(tokens, observations):
+            raise ValueError(
+                f"present = {present}; valid: at least 0 and below tokens = {tokens} and observations = {observations}"
+            )
+        width = sizes.width
+        self.embed_step = StepEmbedding(width)
+        self.embed_observation = nn.Linear(observation_features, width)
+        self.memory_position = nn.Parameter(torch.empty(1 + observations, width))
+        self.memory_perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width))
+        self.embed_action = nn.Linear(action_features, width)
+        self.action_position = nn.Parameter(torch.empty(tokens, width))
+        self.dropout = nn.Dropout(sizes.embedding_dropout)
+        self.layers = nn.ModuleList(
+            nn.TransformerDecoderLayer(
+                width, sizes.heads, 4 * width, sizes.dropout, "gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(sizes.layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, action_features)
+        _initialize(self, generator)
+
+        token, seen = torch.arange(tokens)[:, None], torch.arange(observations)
+        after = token < torch.arange(tokens)
+        later = seen > token + observations - 1 - present
+        unseen = torch.cat([torch.zeros_like(token, dtype=torch.bool), later], 1)
+        for name, mask in (("after", after), ("unseen", unseen)):
+            self.register_buffer(name, mask if sizes.causal else torch.zeros_like(mask), persistent=False)
+
+    def encode(self, context: Float[Tensor, "batch To Do"]) -> Float[Tensor, "batch To width"]:
+        """The memory of the observations, which is the same for all diffusion steps."""
+        embedded = self.embed_observation(context) + self.memory_position[1:]
+        return self.memory_perceptron(self.dropout(embedded))  # type: ignore[no-any-return]
+
+    def forward(
+        self,
+        noisy: Float[Tensor, "batch tokens Da"],
+        step: Int[Tensor, " batch"],
+        memory: Float[Tensor, "batch To width"],
+    ) -> Float[Tensor, "batch tokens Da"]:
+        """What was predicted at these diffusion steps, given the memory of :meth:`encode`."""
+        time = self.memory_perceptron(self.dropout(self.embed_step(step)[:, None] + self.memory_position[:1]))
+        memory = torch.cat([time, memory], 1)
+        x = self.dropout(self.embed_action(noisy) + self.action_position)
+        for layer in self.layers:
+            x = layer(x, memory, tgt_mask=self.after, memory_mask=self.unseen)
+        return self.head(self.norm(x))  # type: ignore[no-any-return]
+
+
+class StepEmbedding(nn.Module):
+    """``sin(k w_i), cos(k w_i)`` of a diffusion step k, with ``w_i = 10000^(-i / (width / 2 - 1))``."""
+
+    frequency: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        half = width // 2
+        exponent = torch.arange(half) / max(half - 1, 1)
+        self.register_buffer("frequency", torch.exp(-math.log(10000.0) * exponent), persistent=False)
+
+    def forward(self, step: Int[Tensor, " batch"]) -> Float[Tensor, "batch width"]:
+        angle = step[:, None] * self.frequency
+        return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+def decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two parameter groups for an optimizer: matrices and convolutions decay; biases, norms and positions do not.
+
+    Frozen parameters are left out.
+    """
+    positions = {id(p) for m in module.modules() for name, p in m.named_parameters(recurse=False) if "position" in name}
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    decayed = [p for p in trained if p.dim() > 1 and id(p) not in positions]
+    kept = {id(p) for p in decayed}
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": [p for p in trained if id(p) not in kept], "weight_decay": 0.0},
+    ]
+
+
+def _initialize(network: nn.Module, generator: torch.Generator | None) -> None:
+    """Matrices and positions N(0, 0.02^2), biases 0; LayerNorms keep their ones and zeros."""
+    for name, parameter in network.named_parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=_INITIAL_STD, generator=generator)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)

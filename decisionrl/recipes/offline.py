@@ -259,6 +259,7 @@ class Offline:
         if env is not None:
             self.make_world(1).close()  # what cannot be measured is told before the training
         config = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "device"}
+        config["hidden"] = list(self.hidden)
         config["env"], config["env_options"] = None if env is None else env_name(env), dict(env_options)
         return Experiment(
             policy=learner.policy,

@@ -200,7 +200,7 @@ def test_presets_apply_and_what_is_given_wins(tmp_path: Path) -> None:
     save_d4rl(dataclasses.replace(open_data("lab/point"), info={}), tmp_path / "plain.npz")
     assert offline_preset("bc", str(tmp_path / "plain.npz")) == {}
     config = recipe("bc")(data=str(tmp_path / "plain.npz")).config
-    assert (config["steps"], config["hidden"], config["env"]) == (500_000, (512, 512), None)
+    assert (config["steps"], config["hidden"], config["env"]) == (500_000, [512, 512], None)
 
 
 def test_defaults_are_the_papers() -> None:

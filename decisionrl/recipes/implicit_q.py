@@ -12,7 +12,7 @@ from decisionrl.objectives.implicit_q import ImplicitQLearning
 from decisionrl.objectives.reward_model import OnLearnedReward, RewardModel
 from decisionrl.policies.behavior import BehaviorPolicy
 from decisionrl.policies.critics import StateValue, TwinQ
-from decisionrl.recipes.offline import Offline
+from decisionrl.recipes.offline import Offline, rising
 from decisionrl.reference import Reference
 from decisionrl.seeding import generator
 
@@ -48,7 +48,7 @@ def implicit_q_learner(
     groups = [{"params": list(policy.parameters())}, {"params": list(objective.parameters())}]
     optimizer = torch.optim.Adam(groups, offline.learning_rate, fused=True)
     schedule = LambdaLR(
-        optimizer, [lambda done: 0.5 * (1 + math.cos(math.pi * min(1, done / offline.steps))), _constant]
+        optimizer, [lambda done: 0.5 * (1 + math.cos(math.pi * min(1, done / offline.steps))), rising(0)]
     )
     return offline.learner(
         policy,
@@ -57,7 +57,3 @@ def implicit_q_learner(
         components={"critics": objective, "target": target, "schedule": schedule},
         after_update=[target.follow, schedule.step],
     )
-
-
-def _constant(done: int) -> float:
-    return 1.0

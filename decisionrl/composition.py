@@ -1,4 +1,4 @@
-"""Learners made of learners: one after the other in time, or one after the other on every batch."""
+"""Learners around learners: one after the other in time, or on every batch, or with an average of the weights."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from decisionrl.ema import PowerAverage
 from decisionrl.learner import Learner, Update
 
 
@@ -121,3 +122,27 @@ class ChainedLearner:
         self.policy.load_state_dict(state["policy"])
         for name, learner in self.learners.items():
             learner.load_state_dict(state["learners"][name])
+
+
+class AveragedLearner:
+    """A learner whose policy is a running average of the weights that another learner trains."""
+
+    def __init__(self, learner: Learner, average: PowerAverage[Any]) -> None:
+        self.learner, self.average = learner, average
+
+    @property
+    def policy(self) -> nn.Module:
+        return self.average.module
+
+    def update(self, batch: Any, /) -> Update:
+        update = self.learner.update(batch)
+        self.average.follow()
+        return update
+
+    def state_dict(self) -> dict[str, Any]:
+        average = self.average.state_dict()
+        return {"policy": average["module"], "updates": average["updates"], "learner": self.learner.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        self.average.load_state_dict({"module": state["policy"], "updates": state["updates"]})
+        self.learner.load_state_dict(state["learner"])

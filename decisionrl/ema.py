@@ -22,8 +22,8 @@ class PowerAverage(Generic[Module]):
     as in Diffusion Policy (arXiv 2303.04137): 0.999 after ten thousand updates with the defaults. Buffers and frozen
     parameters are copied.
 
-    Give it to a :class:`~decisionrl.learner.GradientLearner` both as a component, to be saved, and with its ``follow``
-    in ``after_update``.
+    An :class:`~decisionrl.composition.AveragedLearner` acts with it and saves it. In a GradientLearner it is both a
+    component and, with its ``follow``, in ``after_update``.
 
     Attributes:
         module: the average, in evaluation mode; before the first update a copy of the source.

@@ -23,10 +23,11 @@ COPIES = 16
 class ReturnEvaluator:
     """Plays a policy's deterministic actions, each episode from a start of its own that training does not choose.
 
-    make_world: makes a world of as many copies, kept for the next evaluation.
+    make_world: makes a world of as many copies, kept for the next evaluation. copies: at most, side by side.
     """
 
     make_world: Callable[[int], World]
+    copies: int = COPIES
     _worlds: dict[int, World] = field(default_factory=dict, repr=False)
 
     def __call__(
@@ -34,7 +35,7 @@ class ReturnEvaluator:
     ) -> dict[str, Any]:
         """Mean undiscounted return with a 95 % bootstrap interval over episodes (default: 100, not ``long`` 10)."""
         episodes = episodes or (100 if long else 10)
-        copies = min(episodes, COPIES)
+        copies = min(episodes, self.copies)
         if copies not in self._worlds:
             self._worlds[copies] = self.make_world(copies)
         world = self._worlds[copies]

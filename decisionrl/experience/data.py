@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from decisionrl.experience.d4rl import load_d4rl
@@ -13,6 +13,7 @@ from decisionrl.experience.preference_formats import load_segments, score_names
 from decisionrl.experience.preferences import Segments
 from decisionrl.experience.store import DatasetError, EpisodeStore
 from decisionrl.names import UnknownNameError, pick
+from decisionrl.recording.demonstrations import record_demonstrations
 from decisionrl.recording.labs import Lab, gridworld_lab, point_lab, two_modes_lab
 
 LABS: Mapping[str, Callable[[], Lab]] = {
@@ -21,6 +22,12 @@ LABS: Mapping[str, Callable[[], Lab]] = {
     "lab/two-modes": two_modes_lab,
 }
 """The labs that are recorded where they are asked for, with their default arguments."""
+
+DEMONSTRATIONS: Mapping[str, Callable[[], EpisodeStore]] = {
+    "lab/return-side": partial(record_demonstrations, env="decisionrl/ReturnSide-v0"),
+    "lab/count-visits": partial(record_demonstrations, env="decisionrl/CountVisits-v0"),
+}
+"""Demonstrations of tasks that need memory, recorded where they are asked for; nobody compared their segments."""
 
 SEGMENTS = "segments.npz"
 """The file of segments and scores in the directory of a dataset, beside its ``data``."""
@@ -33,7 +40,7 @@ def open_data(name: str | Path) -> EpisodeStore:
     """Episodes by name.
 
     Args:
-        name: ``lab/gridworld``, ``lab/point`` or ``lab/two-modes``; a directory with a Minari dataset (in it is
+        name: a lab, one of ``LABS`` or ``DEMONSTRATIONS``; a directory with a Minari dataset (in it is
             ``data/metadata.json``); an .hdf5, .h5 or .npz file in the form of D4RL; or the id of a dataset in
             Minari's folder.
 
@@ -44,6 +51,8 @@ def open_data(name: str | Path) -> EpisodeStore:
     """
     if str(name) in LABS:
         return _lab(str(name)).episodes
+    if str(name) in DEMONSTRATIONS:
+        return _demonstrations(str(name))
     path = Path(name)
     if path.is_file():
         return load_d4rl(path)
@@ -76,10 +85,16 @@ def _lab(name: str) -> Lab:
     return LABS[name]()
 
 
+@cache
+def _demonstrations(name: str) -> EpisodeStore:
+    return DEMONSTRATIONS[name]()
+
+
 def _segments_file(name: str | Path) -> Path:
-    if Path(name).is_file():
+    if Path(name).is_file() or str(name) in DEMONSTRATIONS:
         raise DatasetError(
-            f"{name} is a file; valid: a lab or a Minari dataset, or load_segments of a file of segments"
+            f"{name} has no segments; valid: a lab with teachers or a Minari dataset, or load_segments of a file of "
+            "segments"
         )
     file = _directory(name) / SEGMENTS
     if not file.is_file():
@@ -94,6 +109,6 @@ def _directory(name: str | Path) -> Path:
     folder = Path(os.environ.get(ROOT, "~/.minari/datasets")).expanduser()
     local = {path.parents[1].relative_to(folder).as_posix(): path.parents[1] for path in folder.rglob(METADATA)}
     try:
-        return pick("data", str(name), {**dict.fromkeys(LABS, folder), **local})
+        return pick("data", str(name), {**dict.fromkeys([*LABS, *DEMONSTRATIONS], folder), **local})
     except UnknownNameError as error:
         raise UnknownNameError(f"{error}; a directory with {METADATA}; an .hdf5, .h5 or .npz file") from None

@@ -50,6 +50,8 @@ RECIPES = {
     "dt": "decisionrl.recipes.dt",
     "oppo": "decisionrl.recipes.oppo",
     "oppo_human": "decisionrl.recipes.oppo_human",
+    "diffusion_policy": "decisionrl.recipes.diffusion_policy",
+    "ptp": "decisionrl.recipes.ptp",
 }
 """Recipe name -> module that holds a function of that name and METADATA; imported when used."""
 
@@ -57,9 +59,14 @@ LINEAR_MDPS = ("dr_rpo", "dr_lsvi_ucb", "lsvi_ucb", "pevi", "drpvi", "va_drpvi",
 """The recipes on linear MDPs."""
 
 ON_RECORDED_DATA = ("bc", "sft", "cpl", "cpl_bc", "cpl_kl", "dpo_control", "iql", "p_iql", "dt", "oppo", "oppo_human")
-"""The recipes on recorded data."""
+"""The recipes on recorded data, preferences among it."""
 
-ON_ENVIRONMENTS = tuple(name for name in RECIPES if name not in ("hdpo", *LINEAR_MDPS, *ON_RECORDED_DATA))
+ON_DEMONSTRATIONS = ("diffusion_policy", "ptp")
+"""The recipes on demonstrations."""
+
+ON_ENVIRONMENTS = tuple(
+    name for name in RECIPES if name not in ("hdpo", *LINEAR_MDPS, *ON_RECORDED_DATA, *ON_DEMONSTRATIONS)
+)
 """The recipes on any environment."""
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from gymnasium import spaces
@@ -16,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from decisionrl.composition import Phase, PhasedLearner
 from decisionrl.envs.make import EnvironmentNameError, EnvLike, env_name, make_world
 from decisionrl.envs.world import EnvironmentFault, World
-from decisionrl.evaluation.episodes import ReturnEvaluator
+from decisionrl.evaluation.episodes import COPIES, ReturnEvaluator
 from decisionrl.experience.data import open_data, open_score_names, open_segments
 from decisionrl.experience.datasets import DatasetSource, DensePairs, Draw, Pairs
 from decisionrl.experience.preference_formats import load_pairs
@@ -237,13 +238,16 @@ class Offline:
         if info.get("random_score") is not None and info.get("expert_score") is not None:
             for name, key in (("normalized_score", "mean_return"), ("score_low", "low"), ("score_high", "high")):
                 result[name] = self.episodes.normalized_score(result[key])
-        if self.environment[1].get("success_reward"):
+        if self.environment[1].get("success_reward") or info.get("success_reward"):
             result["success_rate"] = result["mean_return"]
         return result
 
+    copies: ClassVar[int] = COPIES
+    """Evaluation episodes that are played side by side."""
+
     @cached_property
     def _evaluator(self) -> ReturnEvaluator:
-        return ReturnEvaluator(self.make_world)
+        return ReturnEvaluator(self.make_world, copies=self.copies)
 
     def experiment(
         self,
@@ -385,6 +389,17 @@ def _fits(recorded: spaces.Space[Any], wanted: spaces.Space[Any], *, bounded: bo
 def rising(updates: int) -> Callable[[int], float]:
     """A factor that is 0 at the first update, 1 at update ``updates`` and straight between; 1 always if that is 0."""
     return lambda done: min(1.0, done / updates) if updates else 1.0
+
+
+def cosine(updates: int, *, warmup: int = 0) -> Callable[[int], float]:
+    """A factor that rises as :func:`rising` does and then falls on half a cosine, to 0 after update ``updates``."""
+    rise = rising(warmup)
+
+    def factor(done: int) -> float:
+        share = min(1.0, max(0, done - warmup) / max(1, updates - warmup))
+        return rise(done) * 0.5 * (1 + math.cos(math.pi * share))
+
+    return factor
 
 
 def linear_warmup(optimizer: torch.optim.Optimizer, updates: int) -> LambdaLR:

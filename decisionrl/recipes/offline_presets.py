@@ -11,8 +11,6 @@ from decisionrl.experiment import Experiment
 
 P = ParamSpec("P")
 
-DEFAULT = "lab/point"
-
 BRIEF = {"steps": 4000, "learning_rate": 3e-4}
 SHORT = {**BRIEF, "hidden": [256, 256], "dropout": 0.0}
 PAIRS = {**SHORT, "batch": 32}
@@ -72,7 +70,21 @@ MUJOCO: Mapping[str, Mapping[str, Any]] = {
 """Recipe -> arguments on what ``make-dataset sac`` makes."""
 
 
-PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {"clones": CLONES, "lab": LABS, "sac": MUJOCO}
+SMALL_DIFFUSION = {"sizes": "cpu", "future": 4, "steps": 3000, "learning_rate": 1e-3, "warmup": 200}
+
+DEMONSTRATIONS: Mapping[str, Mapping[str, Any]] = {
+    "bc": {**SHORT, "batch": 256},
+    "diffusion_policy": {**SMALL_DIFFUSION, "network": "transformer", "action_steps": 1},
+    "ptp": SMALL_DIFFUSION,
+}
+"""Recipe -> arguments on a few hundred demonstrations of tasks that need memory."""
+
+PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "clones": CLONES,
+    "lab": LABS,
+    "sac": MUJOCO,
+    "demonstrations": DEMONSTRATIONS,
+}
 """What made the data, as its ``info["maker"]`` says -> recipe -> arguments."""
 
 
@@ -81,12 +93,22 @@ def offline_preset(recipe: str, data: str) -> Mapping[str, Any]:
     return PRESETS.get(str(open_data(data).info.get("maker")), {}).get(recipe, {})
 
 
-def tuned_offline(recipe: Callable[P, Experiment]) -> Callable[P, Experiment]:
-    """Let a recipe begin from the preset of its data; arguments that are given take precedence."""
+def tuned(recipe: Callable[P, Experiment], *, default: str) -> Callable[P, Experiment]:
+    """Let a recipe begin from the preset of its data, ``default`` where none is given; arguments take precedence."""
 
     @functools.wraps(recipe)
     def with_preset(*args: P.args, **kwargs: P.kwargs) -> Experiment:
-        data = kwargs.get("data", DEFAULT)
+        data = kwargs.get("data", default)
         return recipe(*args, **{**offline_preset(recipe.__name__, str(data)), **kwargs})
 
     return with_preset
+
+
+def tuned_offline(recipe: Callable[P, Experiment]) -> Callable[P, Experiment]:
+    """:func:`tuned` for recipes whose data is ``lab/point`` by default."""
+    return tuned(recipe, default="lab/point")
+
+
+def tuned_on_demonstrations(recipe: Callable[P, Experiment]) -> Callable[P, Experiment]:
+    """:func:`tuned` for recipes whose data is ``lab/return-side`` by default."""
+    return tuned(recipe, default="lab/return-side")

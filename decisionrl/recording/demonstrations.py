@@ -108,6 +108,7 @@ def record_demonstrations(
             "env_options": dict(env_options or {}),
             "episodes": episodes,
             "seed": seed,
+            "success_reward": True,
             "success_rate": float(reward.sum()) / episodes,
             "random_score": 0.0,
             "expert_score": 1.0,

@@ -66,7 +66,7 @@ class EncodedPolicy(nn.Module):
             embedded = self.embed(observation.flatten(0, 1))
         else:
             embedded = self.embed({key: value.flatten(0, 1) for key, value in observation.items()})
-        contexts = embedded.unflatten(0, (-1, self.head.context.observations))
+        contexts = embedded.view(-1, self.head.context.observations, self.encoder.features)
         return self.head.predict_action_chunk(contexts, noise=noise)
 
     def select_action(self, observation: Observation, *, generator: torch.Generator | None = None) -> Tensor:

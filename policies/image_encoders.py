@@ -35,7 +35,7 @@ class ConvEncoder(Encoder):
     Args:
         shape: of an image.
         channels_first: whether the channels are the first dimension of it or the last.
-        channels: of the convolutions. They are normalized in groups of 16, fewer than 32 in one group.
+        channels: of the convolutions, each 1 to 16 or a multiple of 16; they are normalized in groups of up to 16.
         features: of the linear layer behind ``pool="flatten"``; ``"spatial_softmax"`` yields two for each of the last
             channels, where it is in the image (:func:`spatial_softmax`), and has no use for it.
         pool: see features.
@@ -66,8 +66,10 @@ class ConvEncoder(Encoder):
             raise ValueError(f"pool = {pool!r}; valid: {', '.join(get_args(Pool))}")
         if features < 1:
             raise ValueError(f"features = {features}; valid: at least 1")
-        if not channels or any(width < 1 or width % _groups(width) for width in channels):
-            raise ValueError(f"channels = {tuple(channels)}; valid: at least one, each below {GROUP} or a multiple of it")
+        if not channels or any(each < 1 or (each > GROUP and each % GROUP) for each in channels):
+            raise ValueError(
+                f"channels = {tuple(channels)}; valid: at least one, each 1 to {GROUP} or a multiple of it"
+            )
         entering, height, width = shape if channels_first else (shape[2], shape[0], shape[1])
         if crop is not None and not 1 <= crop <= min(height, width):
             raise ValueError(f"crop = {crop}; valid: None, or 1 to {min(height, width)}, the smaller side of the image")
@@ -149,7 +151,7 @@ def spatial_softmax(maps: Float[Tensor, "n channel height width"]) -> Float[Tens
 
 
 def random_crop(pixels: Tensor, side: int) -> Tensor:
-    """A square of each image [n, channels, height, width], uniformly from anywhere inside: [n, channels, side, side]."""
+    """A square of each image [n, channels, height, width], from anywhere inside with equal probability."""
     squares = pixels.unfold(2, side, 1).unfold(3, side, 1)  # [n, channels, top, left, side, side], a view
     count, _, tops, lefts = squares.shape[:4]
     row = torch.arange(count, device=pixels.device)

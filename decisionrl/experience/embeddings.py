@@ -25,6 +25,7 @@ from decisionrl.experience.store import DatasetError, EpisodeStore
 from decisionrl.experience.trajectories import each_key
 from decisionrl.modes import evaluating
 from decisionrl.policies.encoders import Encoder
+from decisionrl.policies.evaluation import Observation
 
 KIND = "embeddings"
 
@@ -65,9 +66,9 @@ def embedded(
     device = next(chain(encoder.parameters(), encoder.buffers()), episodes.length).device
     embedding = torch.empty(rows, encoder.features, dtype=dtype, device=at)
     with torch.no_grad(), evaluating(encoder):
-        for frames in map(slice, range(0, rows, batch_size), range(batch_size, rows + batch_size, batch_size)):
-            seen = each_key(lambda each, frames=frames: each[0][frames].to(device), [episodes.observation])
-            embedding[frames] = encoder.forward(seen)
+        for first in range(0, rows, batch_size):
+            frames = slice(first, first + batch_size)
+            embedding[frames] = encoder.forward(_seen(episodes.observation, frames, device))
     return _with_embeddings(episodes, embedding, digest)
 
 
@@ -161,10 +162,11 @@ def fingerprint(encoder: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, module in encoder.named_modules(remove_duplicate=False):
-        tensors = chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
-        settings = {key: value for key, value in vars(module).items() if key not in _OF_EVERY_MODULE}
-        for key, value in chain([("", type(module))], sorted(settings.items()), tensors):
-            place = f"{name}.{key}" if key else name
+        kind = type(module)
+        digest.update(f"{name}: {kind.__module__}.{kind.__qualname__}\n".encode())
+        settings = [(key, vars(module)[key]) for key in sorted(set(vars(module)) - _OF_EVERY_MODULE)]
+        for key, value in chain(settings, module.named_parameters(recurse=False), module.named_buffers(recurse=False)):
+            place = f"{name}.{key}".removeprefix(".")
             digest.update(f"{place} = {_told(value, place)}\n".encode())
     return digest.hexdigest()
 
@@ -173,6 +175,10 @@ def data_fingerprint(episodes: EpisodeStore) -> str:
     """SHA-256 of the observations of episodes and of the episodes' lengths."""
     told = _told({"observation": episodes.observation, "length": episodes.length}, "episodes")
     return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _seen(observation: Observation, frames: slice, device: torch.device) -> Observation:
+    return each_key(lambda each: each[0][frames].to(device), [observation])  # type: ignore[no-any-return]
 
 
 def _with_embeddings(episodes: EpisodeStore, embedding: Tensor, digest: str) -> EpisodeStore:
@@ -190,9 +196,9 @@ def _told(value: Any, place: str) -> str:
         return repr(value)
     if isinstance(value, Tensor):
         raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-        return f"{value.dtype} {list(value.shape)} {hashlib.sha256(raw).hexdigest()}"
+        return f"{value.dtype} {list(value.shape)} {hashlib.sha256(raw.data).hexdigest()}"
     if isinstance(value, Mapping):
-        told = (f"{key!r}: {_told(value[key], f'{place}[{key!r}]')}" for key in sorted(value))
+        told = (f"{key!r}: {_told(value[key], f'{place}[{key!r}]')}" for key in sorted(value, key=repr))
         return f"{{{', '.join(told)}}}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(_told(each, f'{place}[{i}]') for i, each in enumerate(value))}]"

@@ -131,17 +131,21 @@ def save_weights(policy: nn.Module, path: Path | str, metadata: Mapping[str, str
     _save_tensors(Path(path), _independent(weights), {"format": "pt", **(metadata or {})})
 
 
-def load_weights(policy: nn.Module, path: Path | str) -> dict[str, str]:
+def load_weights(policy: nn.Module, path: Path | str, *, part: str = "") -> dict[str, str]:
     """Read weights into an equally built policy; returns the file's metadata.
+
+    part: read those of a submodule of what was saved, such as "encoder", into a module like it.
 
     Raises:
         CheckpointError: the file is missing, damaged, or does not fit the policy.
     """
     tensors, metadata = _load_tensors(Path(path))
+    prefix = f"{part}." if part else ""
+    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     try:
-        policy.load_state_dict(tensors)
+        policy.load_state_dict(own)
     except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit the policy: {error}") from error
+        raise CheckpointError(f"{path} does not fit the {part or 'policy'}: {error}") from error
     return metadata
 
 

@@ -151,7 +151,7 @@ def encoder_for(
         )
     if isinstance(space, spaces.Box):
         if is_image(space):
-            return NatureCNN(space.shape, channels_first=_channels_first(space), generator=generator)
+            return NatureCNN(space.shape, channels_first=channels_stand_first(space), generator=generator)
         return Flat(space.shape, normalize=normalize and np.issubdtype(space.dtype, np.floating))
     if isinstance(space, spaces.MultiBinary):
         return Flat(space.shape)
@@ -172,7 +172,12 @@ def is_image(space: spaces.Space[Any]) -> bool:
     )
 
 
-def _channels_first(space: spaces.Box) -> bool:
+def channels_stand_first(space: spaces.Box) -> bool:
+    """Whether the channels of an image space, its smallest dimension, are the first one.
+
+    Raises:
+        ValueError: they stand in the middle.
+    """
     place = int(np.argmin(space.shape))
     if place == 1:
         raise ValueError(f"an image of shape {space.shape}; valid: channels, the smallest dimension, first or last")

@@ -14,7 +14,7 @@ from decisionrl.policies.encoders import (
     HIDDEN_GAIN,
     Concatenated,
     Encoder,
-    _channels_first,
+    channels_stand_first,
     encoder_for,
     is_image,
     orthogonal,
@@ -125,7 +125,7 @@ def context_encoder(
         if not is_image(space):
             return encoder_for(space, normalize=True, generator=generator)
         assert isinstance(space, spaces.Box)
-        first = _channels_first(space)
+        first = channels_stand_first(space)
         return ConvEncoder(
             space.shape, channels_first=first, features=features, pool=pool, crop=crop, generator=generator
         )

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, get_args
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NotRequired, TypedDict, Unpack, get_args
 
 import torch
 from gymnasium import spaces
 from torch.optim.lr_scheduler import LambdaLR
 
+from decisionrl.checkpoint import CheckpointError, load_weights
 from decisionrl.composition import AveragedLearner
 from decisionrl.ema import PowerAverage
-from decisionrl.experience.context_windows import ContextWindows
-from decisionrl.experience.store import DatasetError
-from decisionrl.experiment import Experiment
-from decisionrl.learner import GradientLearner
+from decisionrl.experience.embeddings import cached_embeddings, embedded
+from decisionrl.experience.store import DatasetError, EpisodeStore
+from decisionrl.learner import GradientLearner, Loss, Objective
 from decisionrl.objectives.denoising import denoising, regression
 from decisionrl.policies.action_normalizer import LinearNormalizer
 from decisionrl.policies.context import Context
 from decisionrl.policies.diffusion import CPU, PAPER, DiffusionPolicy, DiffusionSettings, PastTokens
+from decisionrl.policies.diffusion_sampling import PredictionType
 from decisionrl.policies.diffusion_unet import DiffusionUnetSizes
+from decisionrl.policies.encoded import EncodedPolicy
+from decisionrl.policies.encoders import Encoder
+from decisionrl.policies.image_encoders import Pool, context_encoder
 from decisionrl.recipes.offline import DataOptions, Offline, at_least, cosine
 from decisionrl.seeding import generator
 
@@ -36,6 +41,9 @@ SETTINGS: Mapping[tuple[str, str], DiffusionSettings] = {
 }
 """By network and size."""
 
+WEIGHTS = "final.safetensors"
+"""Where a run keeps the weights it ended with."""
+
 BETAS: Mapping[str, tuple[float, float]] = {"transformer": (0.9, 0.95), "unet": (0.95, 0.999)}
 """Of AdamW, by network."""
 
@@ -44,10 +52,25 @@ class DiffusionOptions(DataOptions, total=False):
     """The arguments that the recipes of diffusion policies take; see :class:`Demonstrations` for what they mean."""
 
     sizes: Sizes
+    prediction: PredictionType | None
+    image_features: int
+    image_pool: Pool
+    crop: int | None
     warmup: int
     weight_decay: float
     encoder_decay: float
     constant_actions: Literal["error", "center"]
+
+
+class DiffusionParts(TypedDict):
+    """What makes a diffusion policy; see :class:`~decisionrl.policies.diffusion.DiffusionPolicy`."""
+
+    context: Context
+    past_tokens: PastTokens
+    past_steps: NotRequired[int | None]
+    head: NotRequired[Head]
+    action_steps: NotRequired[int]
+    candidates: NotRequired[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +79,10 @@ class Demonstrations(Offline):
 
     Attributes:
         sizes: "paper", or "cpu" for small problems.
+        prediction: what the network says, the noise "epsilon" or the clean actions, "sample"; by default what goes with
+            the sizes.
+        image_features, image_pool, crop: of the encoder of images, see
+            :func:`~decisionrl.policies.image_encoders.context_encoder`.
         warmup: updates in which the learning rate rises from 0; then it falls on half a cosine to 0 at the end.
         weight_decay, encoder_decay: of AdamW, on the matrices of the network and of the encoder.
         constant_actions: what to do about an action dimension that never changes in the data: "error" refuses it,
@@ -65,6 +92,10 @@ class Demonstrations(Offline):
     data: str = "lab/return-side"
     batch: int = 64
     sizes: Sizes = "paper"
+    prediction: PredictionType | None = None
+    image_features: int = 32
+    image_pool: Pool = "flatten"
+    crop: int | None = None
     warmup: int = 1000
     weight_decay: float = 1e-3
     encoder_decay: float = 1e-6
@@ -78,18 +109,17 @@ class Demonstrations(Offline):
         if self.sizes not in get_args(Sizes):
             raise ValueError(f"sizes = {self.sizes!r}; valid: {', '.join(get_args(Sizes))}")
 
-    def diffusion_policy(
+    def policy_on(
         self,
+        episodes: EpisodeStore,
         *,
-        context: Context,
-        past_tokens: PastTokens,
         network: Network,
-        past_steps: int | None = None,
-        head: Head = "diffusion",
-        action_steps: int = 1,
-        candidates: int = 1,
+        encoder: Encoder | None = None,
+        **parts: Unpack[DiffusionParts],
     ) -> DiffusionPolicy:
-        """The policy, its normalizers fitted to the data.
+        """A policy on the observations of these episodes, its normalizers fitted to them.
+
+        encoder: of observations; by default a new one.
 
         Raises:
             DatasetError: actions are no Box of floats, or a dimension of them is constant.
@@ -97,21 +127,18 @@ class Demonstrations(Offline):
         """
         if network not in get_args(Network):
             raise ValueError(f"network = {network!r}; valid: {', '.join(get_args(Network))}")
-        episodes = self.episodes
         if not isinstance(episodes.action_space, spaces.Box):
             raise DatasetError(f"action_space of {self.data} is {episodes.action_space}; valid for diffusion: a Box")
+        settings = SETTINGS[network, self.sizes]
+        weights = generator(self.seed, "policy")
         policy = DiffusionPolicy(
             episodes.observation_space,
             episodes.action_space,
-            context=context,
-            past_tokens=past_tokens,
-            past_steps=past_steps,
-            head=head,
-            settings=SETTINGS[network, self.sizes],
-            action_steps=action_steps,
-            candidates=candidates,
+            settings=settings if self.prediction is None else replace(settings, prediction=self.prediction),
+            encoder=encoder or self.encoder(weights),
             action_normalizer=LinearNormalizer((episodes.action[0].numel(),), constant=self.constant_actions),
-            generator=generator(self.seed, "policy"),
+            generator=weights,
+            **parts,
         ).to(self.device)
         try:
             policy.fit_normalizers(episodes.observation, episodes.action)
@@ -119,14 +146,52 @@ class Demonstrations(Offline):
             raise DatasetError(f"actions of {self.data}: {error}") from error
         return policy
 
-    def averaged(self, policy: DiffusionPolicy, *, network: Network) -> AveragedLearner:
+    def encoder(self, weights: torch.Generator) -> Encoder:
+        """A new encoder of the data's observations."""
+        return context_encoder(
+            self.episodes.observation_space,
+            features=self.image_features,
+            pool=self.image_pool,
+            crop=self.crop,
+            generator=weights,
+        )
+
+    def trained_encoder(self, run: str) -> Encoder:
+        """The encoder of a run of one of these recipes, or of a file of its weights.
+
+        Raises:
+            DatasetError: there is none that fits the data.
+        """
+        path = Path(run)
+        encoder = self.encoder(generator(self.seed, "policy")).to(self.device)
+        try:
+            load_weights(encoder, path / WEIGHTS if path.is_dir() else path, part="encoder")
+        except CheckpointError as error:
+            raise DatasetError(
+                f"encoder = {run!r}: {error}; valid: the folder of a finished run on such data, with equal "
+                "image_features, image_pool and crop"
+            ) from error
+        return encoder
+
+    def embeddings(self, encoder: Encoder, cache: str | None) -> EpisodeStore:
+        """The episodes with every observation embedded, as they are kept in the file ``cache`` if there is one.
+
+        Raises:
+            StaleCacheError: the file holds embeddings by another encoder, or of other data.
+        """
+        made = embedded(self.episodes, encoder) if cache is None else cached_embeddings(cache, self.episodes, encoder)
+        return made.to(self.device)
+
+    def averaged(self, policy: DiffusionPolicy | EncodedPolicy, *, network: Network) -> AveragedLearner:
         """AdamW steps on the loss of the policy's head, and the average of its weights that acts."""
-        groups = policy.parameter_groups(weight_decay=self.weight_decay, encoder_decay=self.encoder_decay)
+        head = policy.head if isinstance(policy, EncodedPolicy) else policy
+        objective: Objective = regression if head.schedule is None else denoising
+        groups = head.parameter_groups(weight_decay=self.weight_decay, encoder_decay=self.encoder_decay)
         optimizer = torch.optim.AdamW(groups, self.learning_rate, betas=BETAS[network], fused=True)
         schedule = LambdaLR(optimizer, cosine(self.steps, warmup=self.warmup))
         learner = GradientLearner(
             policy,
-            regression if policy.schedule is None else denoising,
+            objective if head is policy else _of_head(objective),
             optimizer,
             clip_norm=self.clip_norm,
             components={"schedule": schedule},
@@ -134,20 +199,9 @@ class Demonstrations(Offline):
         )
         return AveragedLearner(learner, PowerAverage(policy))
 
-    def trained(
-        self,
-        recipe: str,
-        policy: DiffusionPolicy,
-        *,
-        network: Network,
-        about: Mapping[str, Any],
-        options: Mapping[str, Any],
-    ) -> Experiment:
-        """Training on all windows of the demonstrations, each step being the present one of one of them."""
-        return self.experiment(
-            recipe,
-            learner=self.averaged(policy, network=network),
-            draw=ContextWindows(episodes=self.episodes, context=policy.context, size=self.batch),
-            metadata=about,
-            options=options,
-        )
+
+def _of_head(objective: Objective) -> Objective:
+    def of_head(policy: EncodedPolicy, batch: Any, /) -> Loss:
+        return objective(policy.head, batch)
+
+    return of_head

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Unpack
 
+from decisionrl.experience.context_windows import ContextWindows
 from decisionrl.experiment import Experiment
 from decisionrl.policies.context import Context
 from decisionrl.recipes.control import own_options
@@ -36,11 +37,18 @@ def diffusion_policy(
     """
     options = own_options(locals())
     demonstrations = Demonstrations(**common)
-    policy = demonstrations.diffusion_policy(
+    policy = demonstrations.policy_on(
+        demonstrations.episodes,
         context=Context(observations=observations, future=future),
         past_tokens="predict",
         head=head,
         network=network,
         action_steps=action_steps,
     )
-    return demonstrations.trained("diffusion_policy", policy, network=network, about=METADATA, options=options)
+    return demonstrations.experiment(
+        "diffusion_policy",
+        learner=demonstrations.averaged(policy, network=network),
+        draw=ContextWindows(episodes=demonstrations.episodes, context=policy.context, size=demonstrations.batch),
+        metadata=METADATA,
+        options=options,
+    )

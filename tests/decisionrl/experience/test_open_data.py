@@ -52,7 +52,9 @@ def test_flat_files(tmp_path: Path, suffix: str) -> None:
     save_d4rl(small().episodes, path)
     assert same(open_data(path), small().episodes)
     assert same(open_data(str(path)), small().episodes)
-    with pytest.raises(DatasetError, match="has no segments; valid: a lab with teachers or a Minari dataset, or load_segments"):
+    with pytest.raises(
+        DatasetError, match="has no segments; valid: a lab with teachers or a Minari dataset, or load_segments"
+    ):
         open_segments(path, score="regret")
 
 

@@ -26,10 +26,10 @@ class TokenErrors(TypedDict):
 def token_errors(policy: DiffusionPolicy, windows: ContextWindows, *, seed: int = 0) -> TokenErrors:
     """``mean (a_hat - a)^2`` of one sample a_hat for every window, in evaluation mode.
 
-    The error of the action that would be executed tells early what training has come to (arXiv 2505.09561); a loss,
-    taken over other tokens for each kind of policy, does not compare them. Sampled windows are all there are, ``size``
-    at a time; by default they have every recorded step as the present one once. Only one sample is drawn for each,
-    however many candidates the policy weighs up when it acts.
+    It compares policies whose losses are taken over different tokens (with or without past-token prediction,
+    arXiv 2505.09561), before any episode is played. All windows count, ``size`` at a time; by default every recorded
+    step is the present one of one of them. One sample is drawn for each, however many candidates the policy weighs up
+    when it acts.
 
     Args:
         policy: of diffusion or regression.

@@ -45,7 +45,7 @@ def token_errors(policy: DiffusionPolicy, windows: ContextWindows, *, seed: int 
     seeds = policy.sample_noise((len(windows),), generator(seed, "token_errors"))
     total = torch.zeros(policy.tokens, dtype=torch.float64, device=device)
     with evaluating(policy):
-        for index in torch.arange(len(windows), device=device).split(windows.size):
+        for index in torch.split(torch.arange(len(windows), device=device), windows.size):
             observation, action = windows.windows(index)
             tokens = policy.sample(policy.features(observation), seeds[index])[:, 0]
             total += (tokens - policy.action_tokens(action)).double().square().mean(2).sum(0)

@@ -192,7 +192,8 @@ def _judged(pairs: _Pairs, seed: int) -> float:
         for _ in range(EPOCHS):
             losses = []
             order = torch.cat([torch.randperm(count, generator=rng) for _ in range(passes)])
-            for before, now in zip(previous[order].split(BATCH), present[order].split(BATCH), strict=True):
+            batches = (torch.split(actions[order], BATCH) for actions in (previous, present))
+            for before, now in zip(*batches, strict=True):
                 loss = nn.functional.mse_loss(judge(before), now)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]

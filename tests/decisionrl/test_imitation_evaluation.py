@@ -79,7 +79,11 @@ class Oracle(nn.Module):
 def test_an_oracle_makes_no_error_but_its_mistakes(head: str, past_tokens: str, past: int) -> None:
     hidden = episodes()
     _, actions = ContextWindows(episodes=hidden, context=CONTEXT, size=1).windows(torch.arange(hidden.num_steps))
-    revealed = dataclasses.replace(hidden, **vars_of(episodes(actions.flatten(1))))
+    revealed = dataclasses.replace(
+        hidden,
+        observation=episodes(actions.flatten(1)).observation,
+        observation_space=spaces.Box(-torch.inf, torch.inf, actions.flatten(1).shape[1:]),
+    )
     windows = ContextWindows(episodes=revealed, context=CONTEXT, size=4)
     made = policy(revealed, head=head, past_tokens=past_tokens)
     mistake = torch.zeros(made.tokens, dtype=torch.float64)
@@ -87,16 +91,11 @@ def test_an_oracle_makes_no_error_but_its_mistakes(head: str, past_tokens: str, 
     errors = token_errors(made, windows)
     assert errors["executed"] == pytest.approx(0, abs=1e-9)
     assert errors["past"] == (pytest.approx(0, abs=1e-9) if past else None)
-    # Small, and inwards of [-1, 1], to which samples are clipped, nowhere: so only regression keeps it whole.
-    if head == "regression":
+    if head == "regression":  # diffusion clips its samples to [-1, 1], and some of the mistakes with them
         mistake.copy_(torch.tensor([0.1, 0.3, 0.2, 9.0])[2 - past :])
         errors = token_errors(made, windows)
         assert errors["executed"] == pytest.approx(0.2**2)
         assert errors["past"] == (pytest.approx((0.1**2 + 0.3**2) / 2) if past else None)
-
-
-def vars_of(recorded: EpisodeStore) -> dict[str, Any]:
-    return {"observation": recorded.observation, "observation_space": recorded.observation_space}
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])

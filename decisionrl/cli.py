@@ -24,6 +24,7 @@ SUITES = {
     "control": "decisionrl.benchmarks.control",
     "robust": "decisionrl.benchmarks.robust",
     "preferences": "decisionrl.benchmarks.preferences",
+    "robotics": "decisionrl.benchmarks.robotics",
 }
 """Suite name -> module with ``cases(profile, data) -> list[Case]``."""
 

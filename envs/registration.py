@@ -32,7 +32,10 @@ METAWORLD_TASKS = ("bin-picking", "button-press", "door-open", "drawer-open", "p
 MEMORY_TASKS = {"decisionrl/ReturnSide-v0": "return_side", "decisionrl/CountVisits-v0": "count_visits"}
 """Ids and names of the tasks of ``envs/robotics/memory_tasks.py``."""
 
-METAWORLD_MEMORY_TASKS = {"decisionrl/MWCueReach-v0": "cue_reach"}
+METAWORLD_MEMORY_TASKS = {
+    "decisionrl/MWCueReach-v0": "cue_reach",
+    "decisionrl/MWPickAndReturn-v0": "pick_and_return",
+}
 """Ids and names of the tasks of ``envs/robotics/metaworld_memory.py``."""
 
 WORLDS = dict.fromkeys(MEMORY_TASKS, ("decisionrl.envs.robotics.memory", "MemoryWorld"))

@@ -12,11 +12,13 @@ from gymnasium.utils.env_checker import check_env
 from numpy.typing import NDArray
 
 from decisionrl.envs.make import make_world
-from decisionrl.envs.robotics.metaworld_memory import CueReachEnv, CueReachExpert, Expert
+from decisionrl.envs.robotics.metaworld_memory import CueReachEnv, CueReachExpert, Expert, PickAndReturnEnv
 
 pytest.importorskip("metaworld")
 
-CUE_REACH = "decisionrl/MWCueReach-v0"
+CUE_REACH, PICK = "decisionrl/MWCueReach-v0", "decisionrl/MWPickAndReturn-v0"
+
+Env = CueReachEnv | PickAndReturnEnv
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +26,16 @@ def cue() -> CueReachEnv:
     return CueReachEnv()
 
 
-def expert(env: CueReachEnv, seed: int) -> Expert:
+@pytest.fixture(scope="module")
+def pick() -> PickAndReturnEnv:
+    return PickAndReturnEnv()
+
+
+def expert(env: Env, seed: int) -> Expert:
     return env.expert(torch.Generator().manual_seed(seed))
 
 
-def watched(env: CueReachEnv, seed: int, steps: int) -> NDArray[np.float32]:
+def watched(env: Env, seed: int, steps: int) -> NDArray[np.float32]:
     """What the expert sees in the first steps of an episode."""
     shown = expert(env, seed)
     seen = [env.reset(seed=seed)[0]]
@@ -37,7 +44,7 @@ def watched(env: CueReachEnv, seed: int, steps: int) -> NDArray[np.float32]:
     return np.stack(seen)
 
 
-def outcome(env: CueReachEnv, who: Expert, seed: int) -> tuple[float, bool, bool, int]:
+def outcome(env: Env, who: Expert, seed: int) -> tuple[float, bool, bool, int]:
     """The return of an episode, how it ended, and after how many steps."""
     observation, _ = env.reset(seed=seed)
     total, steps, terminated, truncated = 0.0, 0, False, False
@@ -71,11 +78,12 @@ def probe_accuracy(frames: NDArray[np.float64], right: NDArray[np.bool_]) -> flo
     return float(((inputs[half:] @ weights > 0) == right[half:]).mean())
 
 
-def test_it_is_a_gymnasium_environment(cue: CueReachEnv) -> None:
+@pytest.mark.parametrize("made", [CueReachEnv, PickAndReturnEnv])
+def test_it_is_a_gymnasium_environment(made: type[Env]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message=".*Box observation space m.*|.*not having a spec.*")
-        check_env(cue, skip_render_check=True)
+        check_env(made(), skip_render_check=True)
 
 
 def test_the_cue_is_seen_in_five_observations(cue: CueReachEnv) -> None:
@@ -170,12 +178,102 @@ def test_episodes_are_truncated() -> None:
     assert [env.step(np.zeros(3, np.float32))[2:4] for _ in range(3)] == [(False, False), (False, False), (False, True)]
     with pytest.raises(ValueError, match="max_steps = 0; valid"):
         CueReachEnv(max_steps=0)
+    with pytest.raises(ValueError, match="max_steps = 0; valid"):
+        PickAndReturnEnv(max_steps=0)
 
 
-def test_it_is_a_world_that_can_be_saved() -> None:
-    world, other = (make_world(CUE_REACH, num_envs=3) for _ in range(2))
+def test_the_object_starts_in_one_of_two_patches(pick: PickAndReturnEnv) -> None:
+    starts = np.stack([pick.reset(seed=seed)[0][4:7] for seed in range(60)])
+    right = starts[:, 0] > 0
+    assert 0.25 < right.mean() < 0.75
+    offset = starts - pick.PATCHES[right.astype(int)]
+    assert (abs(offset) <= [0.0201, 0.0201, 0.001]).all()
+    assert (np.ptp(offset[:, :2], axis=0) > 0.03).all()
+
+
+def test_hand_gripper_and_object_are_seen_as_meta_world_sees_them(pick: PickAndReturnEnv) -> None:
+    oracle = PickAndReturnEnv(oracle=True)
+    seen, informed = watched(pick, 4, 75), watched(oracle, 4, 75)
+    np.testing.assert_array_equal(seen[-1], np.float32(pick._arm._physics._get_curr_obs_combined_no_goal()[:7]))
+    np.testing.assert_array_equal(informed[:, :7], seen)
+    np.testing.assert_array_equal(informed[:, 7:], seen[:1, 4:6].repeat(76, 0))
+    assert seen[0, 3] > 0.99
+    assert seen[-1, 3] < 0.6
+
+
+def test_its_episodes_depend_on_their_seeds_and_actions_alone(pick: PickAndReturnEnv) -> None:
+    watched(pick, 8, 90)
+    np.testing.assert_array_equal(watched(pick, 3, 80), watched(PickAndReturnEnv(), 3, 80))
+
+
+@pytest.mark.parametrize("noise", [0, 0.3])
+def test_noise_moves_the_hand(noise: float) -> None:
+    env = PickAndReturnEnv(noise=noise)
+    hands = []
+    for seed in range(2):
+        env.reset(seed=seed)
+        hands.append([env.step(np.zeros(4, np.float32))[0][:3] for _ in range(10)])
+    apart = np.linalg.norm(hands[0][-1] - hands[1][-1])
+    assert apart > 0.002 if noise else apart < 1e-4
+    with pytest.raises(ValueError, match=r"noise = -0.1; valid"):
+        PickAndReturnEnv(noise=-0.1)
+
+
+def test_its_expert_succeeds(pick: PickAndReturnEnv) -> None:
+    results = [outcome(pick, expert(pick, seed), seed) for seed in range(12)]
+    assert sum(total for total, *_ in results) >= 11
+    assert all(terminated for _, terminated, *_ in results)
+
+
+@pytest.mark.slow
+def test_when_its_expert_leaves_the_hub_hardly_anything_tells_the_side(pick: PickAndReturnEnv) -> None:
+    hub, side, returns = [], [], []
+    for seed in range(300):
+        who, seen = expert(pick, seed), [pick.reset(seed=seed)[0]]
+        waited = reward = 0
+        over = False
+        while not over:
+            observation, reward, terminated, truncated, _ = pick.step(who.act(seen[-1]))
+            seen.append(observation)
+            waited += bool(waited or np.linalg.norm(observation[4:7] - pick.HUB) <= 0.01)
+            over = terminated or truncated
+            if waited == 35:
+                hub.append(np.concatenate(seen[-2:]))
+                side.append(seen[0][4] > 0)
+        returns.append(reward)
+    assert np.mean(returns) >= 0.97
+    assert probe_accuracy(np.stack(hub).astype(np.float64), np.array(side)) < 0.68
+
+
+class Dropper:
+    """Takes the object to the hub and drops it there."""
+
+    def __init__(self, env: PickAndReturnEnv) -> None:
+        self._expert, self._lifted = expert(env, 0), False
+
+    def act(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
+        self._lifted |= bool(np.linalg.norm(observation[4:7] - PickAndReturnEnv.HUB) < 0.01)
+        return np.array([0, 0, 0, -1], np.float32) if self._lifted else self._expert.act(observation)
+
+
+def test_putting_it_down_elsewhere_is_failure() -> None:
+    env = PickAndReturnEnv(noise=0)
+    assert outcome(env, expert(env, 0), 0)[:3] == (1, True, False)
+    assert outcome(env, Dropper(env), 0)[:3] == (0, True, False)
+    assert np.linalg.norm(env._arm.object[:2] - env._start[:2]) > 0.05
+
+
+def test_an_object_that_was_never_lifted_is_no_success(pick: PickAndReturnEnv) -> None:
+    pick.reset(seed=0)
+    for _ in range(20):
+        assert pick.step(np.array([0, 0, 1, -1], np.float32))[1:3] == (0, False)
+
+
+@pytest.mark.parametrize(("identifier", "size"), [(CUE_REACH, 3), (PICK, 4)])
+def test_it_is_a_world_that_can_be_saved(identifier: str, size: int) -> None:
+    world, other = (make_world(identifier, num_envs=3) for _ in range(2))
     world.reset([0, 1, 2])
-    actions = torch.rand(12, 3, 3, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    actions = torch.rand(12, 3, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     for action in actions[:6]:
         world.step(action)
     restored = other.load_state_dict(world.state_dict())

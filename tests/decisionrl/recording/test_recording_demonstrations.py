@@ -14,7 +14,7 @@ from decisionrl.recording.demonstrations import demonstrations, record_demonstra
 from decisionrl.seeding import generator
 
 RETURN, COUNT = "decisionrl/ReturnSide-v0", "decisionrl/CountVisits-v0"
-CUE_REACH = "decisionrl/MWCueReach-v0"
+CUE_REACH, PICK = "decisionrl/MWCueReach-v0", "decisionrl/MWPickAndReturn-v0"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_written_and_read_back(tmp_path):
         demonstrations(env=COUNT, episodes=7, seed=4, out=tmp_path)
 
 
-@pytest.mark.parametrize(("env", "options"), [(CUE_REACH, {"oracle": True})])
+@pytest.mark.parametrize(("env", "options"), [(CUE_REACH, {"oracle": True}), (PICK, {"max_steps": 190})])
 def test_on_meta_world_only_successes_are_recorded(env, options):
     pytest.importorskip("metaworld")
     store = record_demonstrations(env=env, env_options=options, episodes=4, seed=2)
@@ -87,6 +87,7 @@ def test_on_meta_world_only_successes_are_recorded(env, options):
     assert store.terminated.nonzero().flatten().tolist() == last.tolist()
     assert store.extras["success"].nonzero().flatten().tolist() == last.tolist()
     assert not store.truncated.any()
+    assert (store.info["played"] > 4) == (env == PICK)  # which takes some experts more than 190 steps
     again = record_demonstrations(env=env, env_options=options, episodes=3, seed=2)
     assert torch.equal(again.observation, store.select(torch.arange(3)).observation)
     other = record_demonstrations(env=env, env_options=options, episodes=3, seed=3)

@@ -1,13 +1,14 @@
 """The robotics suite: tasks that need memory, learned from demonstrations by policies with long contexts.
 
 Case names are task-ToN/mode: ``return_side-To8/predict``. N is how many observations the policy sees; with ``sK``
-behind it they are K steps apart. Modes: ``predict`` trains past action tokens (past-token prediction, arXiv 2505.09561),
-``unsupervised`` has them in the decoder untrained, the paper's baseline, ``absent`` has none. ``task-oracle`` sees what
-is hidden, with a context of two observations: if that fails, the training is too short for the comparison to mean
-anything. Demonstrations are recorded anew for every seed and kept under ``OUT/data``. The rows:
+behind it they are K steps apart; with ``-epsilon`` the network says the noise, as the paper's does, instead of the
+actions. Modes: ``predict`` trains past action tokens (past-token prediction, arXiv 2505.09561), ``unsupervised`` has
+them in the decoder untrained, the paper's baseline, ``absent`` has none. ``task-oracle`` sees what is hidden, with a
+context of two observations: if that fails, the training is too short for the comparison to mean anything.
+Demonstrations are recorded anew for every seed and kept under ``OUT/data``. The rows:
 
-- ``success``: share of 400 episodes (Meta-World: 100), the same starts for every method and seed; ``success_5_candidates`` with
-  self-verification by the past tokens.
+- ``success``: share of 400 episodes (Meta-World: 100), the same starts for every method and seed;
+  ``success_5_candidates`` with self-verification by the past tokens.
 - ``predictability``: how well an action tells the next one, of the experts' actions over the policy's; 1 is the
   experts', more is a copycat.
 - ``validation_error``: squared error of the sampled present action on demonstrations that were not trained on, in
@@ -214,12 +215,9 @@ def measured(experiment: Experiment, data: MemoryData, held_out: EpisodeStore) -
 
 
 def played_episodes(experiment: Experiment, data: MemoryData) -> tuple[float, Played]:
-    """Wall seconds, and the episodes that every policy is measured in, all side by side."""
-    config = experiment.config
-    world = make_world(
-        config["env"], num_envs=EPISODES, options=config["env_options"], device=config_device(experiment)
-    )
-    tasks = [Task(EVALUATION_SEED + number) for number in range(EPISODES)]
+    """Wall seconds, and the episodes that every policy is measured in."""
+    world = world_of(experiment, data.copies)
+    tasks = [Task(EVALUATION_SEED + number) for number in range(data.measured)]
     began = time.perf_counter()
     with evaluating(experiment.policy):
         played = play(world, acting(experiment), tasks, generator=None)

@@ -32,6 +32,12 @@ METAWORLD_TASKS = ("bin-picking", "button-press", "door-open", "drawer-open", "p
 MEMORY_TASKS = {"decisionrl/ReturnSide-v0": "return_side", "decisionrl/CountVisits-v0": "count_visits"}
 """Ids and names of the tasks of ``envs/robotics/memory_tasks.py``."""
 
+METAWORLD_MEMORY_TASKS = {
+    "decisionrl/MWCueReach-v0": "cue_reach",
+    "decisionrl/MWPickAndReturn-v0": "pick_and_return",
+}
+"""Ids and names of the tasks of ``envs/robotics/metaworld_memory.py``."""
+
 WORLDS = dict.fromkeys(MEMORY_TASKS, ("decisionrl.envs.robotics.memory", "MemoryWorld"))
 """Ids with a batched world behind them: its module and class, which takes the arguments of the id and the number of
 copies and their device."""
@@ -44,19 +50,28 @@ def register_envs() -> None:
     ``gymnasium.make("decisionrl.envs:decisionrl/OneStoreLost-v0")`` does both.
     """
     for name in _inventory_settings():
-        _register(name, "decisionrl.envs.gymnasium", "InventorySingleEnv", "InventoryVectorEnv", setting=name)
-    for identifier, name in LINEAR_MDPS.items():
-        _register(identifier, "decisionrl.envs.linear_mdp.gymnasium", "LinearMDPEnv", "LinearMDPVectorEnv", mdp=name)
-    for identifier, (module, single) in LABS.items():
-        _register(identifier, module, single)
+        _register(_id(name), "decisionrl.envs.gymnasium", "InventorySingleEnv", "InventoryVectorEnv", setting=name)
+    for name, mdp in LINEAR_MDPS.items():
+        _register(_id(name), "decisionrl.envs.linear_mdp.gymnasium", "LinearMDPEnv", "LinearMDPVectorEnv", mdp=mdp)
+    for name, (module, single) in LABS.items():
+        _register(_id(name), module, single)
     for task in METAWORLD_TASKS:
-        _register(task.replace("-", "_"), "decisionrl.envs.robotics.metaworld", "MetaWorldEnv", task=task)
-    for task in MEMORY_TASKS.values():
-        _register(task, "decisionrl.envs.robotics.memory", "MemoryEnv", "MemoryVectorEnv", task=task)
+        _register(_id(task.replace("-", "_")), "decisionrl.envs.robotics.metaworld", "MetaWorldEnv", task=task)
+    for identifier, task in MEMORY_TASKS.items():
+        _register(identifier, "decisionrl.envs.robotics.memory", "MemoryEnv", "MemoryVectorEnv", task=task)
+    for identifier, task in METAWORLD_MEMORY_TASKS.items():
+        _register(identifier, "decisionrl.envs.robotics.metaworld_memory", f"{_camel(task)}Env")
 
 
-def _register(name: str, module: str, single: str, vector: str | None = None, **kwargs: str) -> None:
-    identifier = f"{NAMESPACE}/{name.title().replace('_', '')}-v0"
+def _id(name: str) -> str:
+    return f"{NAMESPACE}/{_camel(name)}-v0"
+
+
+def _camel(name: str) -> str:
+    return name.title().replace("_", "")
+
+
+def _register(identifier: str, module: str, single: str, vector: str | None = None, **kwargs: str) -> None:
     if identifier not in gymnasium.registry:
         gymnasium.register(
             id=identifier,

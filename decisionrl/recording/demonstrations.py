@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 import torch
 
 from decisionrl.envs.make import make_world
-from decisionrl.envs.registration import MEMORY_TASKS
+from decisionrl.envs.registration import MEMORY_TASKS, METAWORLD_MEMORY_TASKS
 from decisionrl.envs.robotics.memory import MemoryWorld
 from decisionrl.experience.minari import minari_module, save_minari
-from decisionrl.experience.store import EpisodeStore
+from decisionrl.experience.store import EpisodeStore, store_episodes
 from decisionrl.names import pick
 from decisionrl.seeding import generator
 
 METADATA = {
     "title": "Demonstrations of tasks that need memory, by scripted experts",
     "arxiv": "2505.09561",
-    "changes": "point masses in place of robots; what is hidden is, as in the paper, a side or a number of visits",
-    "kinds": f"the point-mass tasks {', '.join(MEMORY_TASKS)}",
+    "changes": "point masses and Meta-World's arm in place of the paper's robots; what is hidden is, as there, a side "
+    "or a number of visits",
+    "kinds": f"the point-mass tasks {', '.join(MEMORY_TASKS)}, and on Meta-World {', '.join(METAWORLD_MEMORY_TASKS)}",
 }
+
+TASKS = MEMORY_TASKS | METAWORLD_MEMORY_TASKS
+"""Ids and names of the tasks."""
+
+LEAST_SUCCESS = 0.1
+"""Where the expert succeeds less often, nobody would want to imitate it."""
 
 
 def demonstrations(
@@ -41,7 +50,7 @@ def demonstrations(
         UnknownNameError, ValueError, TypeError: see :func:`record_demonstrations`; or the directory is there already.
     """
     minari_module()
-    task = pick("env", env, MEMORY_TASKS)
+    task = pick("env", env, TASKS)
     directory = Path(out) / f"{task.replace('_', '-')}-demonstrations-seed{seed}"
     if directory.exists():
         raise ValueError(f"out = {out}: {directory} is there already; valid: a folder without it")
@@ -59,23 +68,46 @@ def record_demonstrations(
     episodes: int = 200,
     seed: int = 0,
 ) -> EpisodeStore:
-    """Episodes of the scripted expert, all played side by side.
+    """Episodes of the scripted expert.
 
-    Their ``extras["success"]`` (bool) is the success of every step. ``info["random_score"]`` is 0, about what random
-    actions reach, and ``info["expert_score"]`` 1, so that normalized scores are success rates in percent.
+    Those of point masses are recorded whatever comes of them; those on Meta-World only if they succeed, and more are
+    played in place of the others. ``extras["success"]`` (bool) is the success of every step. ``info["success_rate"]``
+    is that of all ``info["played"]`` episodes. ``info["random_score"]`` is 0, about what random actions reach, and
+    ``info["expert_score"]`` 1, so that normalized scores are success rates in percent.
 
     Args:
         env: the Gymnasium id of a task that needs memory.
         env_options: its arguments, such as ``{"step_length": 0.15, "pixels": True}``.
+        episodes: how many are recorded.
         seed: of the starts and of how long the expert waits.
 
     Raises:
         UnknownNameError: env is not one of the ids.
-        ValueError, TypeError: episodes < 1, or the options are not valid.
+        ValueError, TypeError: episodes < 1, the options are not valid, or the expert hardly ever succeeds with them.
+        ImportError: Meta-World, of the extra ``decisionrl[robotics]``, is needed and not installed.
     """
-    pick("env", env, MEMORY_TASKS)
+    pick("env", env, TASKS)
     if episodes < 1:
         raise ValueError(f"episodes = {episodes}; valid: a whole number >= 1")
+    play = _side_by_side if env in MEMORY_TASKS else _one_by_one
+    store, played = play(env, dict(env_options or {}), episodes, seed)
+    info = {
+        "maker": "demonstrations",
+        "env": env,
+        "env_options": dict(env_options or {}),
+        "episodes": episodes,
+        "seed": seed,
+        "success_reward": True,
+        "played": played,
+        "success_rate": float(store.returns.sum()) / played,
+        "random_score": 0.0,
+        "expert_score": 1.0,
+    }
+    return replace(store, info=info)
+
+
+def _side_by_side(env: str, env_options: dict[str, Any], episodes: int, seed: int) -> tuple[EpisodeStore, int]:
+    """Episodes of point masses, and how many were played."""
     world = make_world(env, num_envs=episodes, options=env_options)
     assert isinstance(world, MemoryWorld)
     seeds = torch.randint(2**31, (episodes,), generator=generator(seed, "demonstrations/starts"))
@@ -92,7 +124,7 @@ def record_demonstrations(
     played = torch.stack(running[:-1], 1)  # [episodes, steps]; a final observation follows every last step
     watched = torch.stack(running[:1] + running[:-1], 1)
     reward = torch.stack([step.reward for step in steps], 1)[played]
-    return EpisodeStore(
+    store = EpisodeStore(
         observation=torch.stack(seen, 1)[watched],
         action=torch.stack(actions, 1)[played],
         reward=reward,
@@ -102,15 +134,39 @@ def record_demonstrations(
         observation_space=world.observation_space,
         action_space=world.action_space,
         extras={"success": reward > 0},
-        info={
-            "maker": "demonstrations",
-            "env": env,
-            "env_options": dict(env_options or {}),
-            "episodes": episodes,
-            "seed": seed,
-            "success_reward": True,
-            "success_rate": float(reward.sum()) / episodes,
-            "random_score": 0.0,
-            "expert_score": 1.0,
-        },
     )
+    return store, episodes
+
+
+def _one_by_one(env: str, env_options: dict[str, Any], episodes: int, seed: int) -> tuple[EpisodeStore, int]:
+    """Successful episodes of a single environment, and how many were played."""
+    single = gymnasium.make(env, disable_env_checker=True, **env_options)
+    starts, waits = (generator(seed, f"demonstrations/{name}") for name in ("starts", "expert"))
+    kept: list[dict[str, Any]] = []
+    played = 0
+    while len(kept) < episodes:
+        start = int(torch.randint(2**31, (), generator=starts))
+        episode = _played(single, single.unwrapped.expert(waits), start)  # type: ignore[attr-defined]
+        played += 1
+        if episode["success"][-1]:
+            kept.append(episode)
+        elif len(kept) < LEAST_SUCCESS * (played - 10):
+            options = f"env_options = {env_options}: the expert succeeded in {len(kept)} of {played} episodes"
+            raise ValueError(f"{options}; valid: options with which it does in {LEAST_SUCCESS:.0%} or more")
+    spaces = {"observation_space": single.observation_space, "action_space": single.action_space}
+    single.close()
+    return store_episodes(kept, **spaces), played
+
+
+def _played(single: gymnasium.Env[Any, Any], expert: Any, seed: int) -> dict[str, Any]:
+    """One episode, as ``store_episodes`` takes it."""
+    observation, _ = single.reset(seed=seed)
+    seen, steps = [observation], []
+    while not steps or not (steps[-1][2] or steps[-1][3]):
+        action = expert.act(seen[-1])
+        observation, reward, terminated, truncated, info = single.step(action)
+        seen.append(observation)
+        steps.append((action, reward, terminated, truncated, info["success"]))
+    fields = ("action", "reward", "terminated", "truncated", "success")
+    columns = (np.array(column) for column in zip(*steps, strict=True))
+    return {"observation": np.stack(seen), **dict(zip(fields, columns, strict=True))}

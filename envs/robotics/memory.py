@@ -11,8 +11,9 @@ The tasks themselves are in ``memory_tasks``.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -24,7 +25,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from decisionrl.envs.robotics.memory_tasks import ARENA, Progress, made_task
+from decisionrl.envs.robotics.memory_tasks import ARENA, REACHED, CountVisits, Progress, ReturnSide, made_task
 from decisionrl.envs.world import Step
 
 Array = NDArray[Any]
@@ -35,6 +36,21 @@ SIDE = 32
 
 BLOB = 1.5
 """Standard deviation of the point's image, in pixels."""
+
+PICTURE = 240
+"""Pixels along each side of a frame of a film."""
+
+_BLUE, _ORANGE, _GREEN, _GRAY, _BLACK = (76, 120, 168), (245, 133, 24), (84, 162, 75), (186, 186, 186), (0, 0, 0)
+
+_PLACES = {
+    "return_side": [
+        (ReturnSide.HUB, _BLUE),
+        ((-ReturnSide.SIDE, 0.0), _ORANGE),
+        ((ReturnSide.SIDE, 0.0), _GREEN),
+    ],
+    "count_visits": [(CountVisits.HOME, _BLUE), (CountVisits.BOWL, _ORANGE), (CountVisits.EXIT, _GREEN)],
+}
+"""Where each task's circles are in films, and their colors."""
 
 
 class MemoryWorld:
@@ -169,13 +185,16 @@ class MemoryWorld:
 class MemoryEnv(gymnasium.Env[Array, Array]):
     """One copy of :class:`MemoryWorld`, with its arguments; ``info["success"]`` says whether the step succeeded.
 
-    ``reset(seed=s)`` plays the episode that seed s means to the world; without a seed it is drawn.
+    ``reset(seed=s)`` plays the episode that seed s means to the world; without a seed it is drawn. With render_mode
+    ``"rgb_array"``, ``render()`` is a picture of the task's places and of the point's way so far.
     """
 
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - Gymnasium's signature
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 8}  # noqa: RUF012 - Gymnasium's signature
 
-    def __init__(self, task: str, **options: Any) -> None:
+    def __init__(self, task: str, *, render_mode: Literal["rgb_array"] | None = None, **options: Any) -> None:
         self.world = MemoryWorld(task, num_envs=1, **options)
+        self.render_mode = render_mode
+        self._way = _array(self.world.position)
         self.observation_space, self.action_space = self.world.observation_space, self.world.action_space
         self._over = True
 
@@ -183,7 +202,9 @@ class MemoryEnv(gymnasium.Env[Array, Array]):
         super().reset(seed=seed)
         self._over = False
         seed = int(self.np_random.integers(2**63)) if seed is None else seed
-        return _array(self.world.reset([seed]))[0], {"success": False}
+        observation = _array(self.world.reset([seed]))[0]
+        self._way = _array(self.world.position)
+        return observation, {"success": False}
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, Info]:
         """Raises gymnasium.error.ResetNeeded when the episode is over or has not begun."""
@@ -191,9 +212,14 @@ class MemoryEnv(gymnasium.Env[Array, Array]):
             raise gymnasium.error.ResetNeeded(f"{self.world.name}: no episode is running; call reset()")
         step = self.world.step(torch.as_tensor(action)[None])
         self._over = bool(step.over)
+        self._way = np.append(self._way, _array(self.world.position), 0)
         reward = float(step.reward[0])
         flags = bool(step.terminated[0]), bool(step.truncated[0])
         return _array(step.observation)[0], reward, *flags, {"success": reward > 0}
+
+    def render(self) -> Array | None:  # type: ignore[override]
+        """An image of uint8 [240, 240, 3], or None without a render mode."""
+        return None if self.render_mode is None else pictured(self.world.name, self._way)
 
 
 class MemoryVectorEnv(VectorEnv[Array, Array, Array]):
@@ -271,6 +297,31 @@ def rendered(position: Float[Tensor, "copies 2"]) -> Int[Tensor, "copies 1 side 
     down = (ARENA - position[:, 1:]) * scale - pixel
     row, column = ((-each.square() / (2 * BLOB**2)).exp() for each in (down, across))
     return (255 * row[:, :, None] * column[:, None, :]).round().to(torch.uint8)[:, None]
+
+
+def pictured(task: str, way: Array) -> Array:
+    """An image of uint8 [240, 240, 3]: the task's places as circles, and a way [points, 2] with its last point large.
+
+    The centers of the first and the last pixel of a side stand for -1.2 and 1.2; y points up.
+    """
+    line = np.linspace(-ARENA, ARENA, PICTURE)
+    pixel = np.stack(np.meshgrid(line, -line), -1)
+    picture = np.full((PICTURE, PICTURE, 3), 255, np.uint8)
+
+    def stroke(first: Array, second: Array, radius: float, color: tuple[int, int, int]) -> None:
+        ahead = second - first
+        share = (pixel - first) @ ahead / max(ahead @ ahead, 1e-12)
+        nearest = first + share.clip(0, 1)[..., None] * ahead
+        picture[((pixel - nearest) ** 2).sum(-1) <= radius**2] = color
+
+    for place, color in _PLACES[task]:
+        stroke(np.array(place), np.array(place), REACHED, color)
+    for first, second in itertools.pairwise(way):
+        stroke(first, second, 0.012, _GRAY)
+    for point in way:
+        stroke(point, point, 0.025, _BLACK)
+    stroke(way[-1], way[-1], 0.06, _BLACK)
+    return picture
 
 
 _GAMMA, _FIRST, _SECOND = (each - 2**64 for each in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))

@@ -63,8 +63,8 @@ class MetaWorldEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
             raise ValueError(f"max_steps = {max_steps}; valid: a whole number >= 1")
         self.task, self.max_steps, self.render_mode = task, max_steps, render_mode
         self.success_reward, self.randomize_hand = success_reward, randomize_hand
-        self._physics = _physics(task, max_steps, render_mode)
-        self._hand = _SettledHand(self._physics)
+        self._physics = made_physics(task, max_steps, render_mode)
+        self._hand = SettledHand(self._physics)
         self._steps = 0
         self._observation = np.zeros(35, np.float32)
         self.observation_space = spaces.Box(-np.inf, np.inf, (35,), np.float32)
@@ -138,7 +138,7 @@ def expert_action(env: MetaWorldEnv) -> NDArray[np.float32]:
     return scripted_expert(env.task)(env.observation)
 
 
-class _SettledHand:
+class SettledHand:
     """The state in which every reset begins, reached once: the hand has come to rest at its usual place.
 
     Meta-World simulates the way there twice in every reset, among the objects of earlier episodes; so the state would
@@ -155,7 +155,7 @@ class _SettledHand:
         self._everything = mujoco.mjtState.mjSTATE_INTEGRATION
         self._settled = np.empty(mujoco.mj_stateSize(physics.model, self._everything))
         mujoco.mj_getState(physics.model, physics.data, self._settled, self._everything)
-        physics._reset_hand = self._restore
+        physics._reset_hand = self.restore
 
     def restore_model(self) -> None:
         """Put the objects back to where they are before a task places them."""
@@ -173,7 +173,7 @@ class _SettledHand:
         """Work out positions from the state."""
         self._mujoco.mj_forward(self._physics.model, self._physics.data)
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
         """What stands in for ``_reset_hand``, with which ``reset_model`` of every task begins."""
         physics = self._physics
         self._mujoco.mj_setState(physics.model, physics.data, self._settled, self._everything)
@@ -181,7 +181,7 @@ class _SettledHand:
         physics.init_tcp = physics.tcp_center
 
 
-def _physics(task: str, max_steps: int, render_mode: str | None) -> Any:
+def made_physics(task: str, max_steps: int, render_mode: str | None) -> Any:
     physics = _named(task, _metaworld("env_dict").ALL_V3_ENVIRONMENTS)(render_mode=render_mode, camera_name="corner2")
     physics.max_path_length = max_steps
     physics._freeze_rand_vec = False  # goals and objects are drawn at every reset,

@@ -12,7 +12,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode
 
 from decisionrl.envs.make import make_world
-from decisionrl.envs.robotics.memory import MemoryEnv, MemoryVectorEnv, MemoryWorld, rendered
+from decisionrl.envs.robotics.memory import MemoryEnv, MemoryVectorEnv, MemoryWorld, pictured, rendered
 from decisionrl.envs.robotics.memory_tasks import ARENA, CountVisits, ReturnSide, WayPoints
 
 RETURN, COUNT = "decisionrl/ReturnSide-v0", "decisionrl/CountVisits-v0"
@@ -376,3 +376,33 @@ def test_what_is_not_valid():
         make_world(RETURN, num_envs=2, workers=2)
     with pytest.raises(ValueError, match="DISABLED"):
         MemoryVectorEnv("return_side", autoreset_mode="Disabled")
+
+
+def test_pictures_show_places_and_the_way():
+    places = {"return_side": [ReturnSide.HUB, (0.75, 0), (-0.75, 0)]}
+    places["count_visits"] = [CountVisits.HOME, CountVisits.BOWL, CountVisits.EXIT]
+
+    def color(picture, place):
+        column, row = (round((each + ARENA) / (2 * ARENA) * 239) for each in (place[0], -place[1]))
+        return tuple(picture[row, column].tolist())
+
+    for task, known in places.items():
+        picture = pictured(task, np.array([[-1.0, -1.0], [-1.0, 1.0]]))
+        assert (picture.shape, picture.dtype) == ((240, 240, 3), np.uint8)
+        assert len({color(picture, place) for place in [*known, (1, 1), (-1, 0.5), (-1, 1)]}) == 6
+        assert color(picture, (-1.0, 1.04)) == color(picture, (-1.0, -1.0)) == (0, 0, 0)
+        assert color(picture, (-0.96, -1.0)) == color(picture, (1, 1)) == (255, 255, 255)  # where it was is a small dot
+
+
+@pytest.mark.parametrize("identifier", [RETURN, COUNT])
+def test_films_show_the_episode_that_is_played(identifier):
+    env = gymnasium.make(identifier, render_mode="rgb_array", disable_env_checker=True)
+    assert env.metadata["render_fps"] == 8
+    env.reset(seed=3)
+    first = env.render()
+    env.step(np.array([0, 1], np.float32))
+    second = env.render()
+    assert (first != second).any()
+    env.reset(seed=3)
+    np.testing.assert_array_equal(env.render(), first)
+    assert gymnasium.make(identifier).render_mode is None

@@ -14,6 +14,7 @@ from decisionrl.recording.demonstrations import demonstrations, record_demonstra
 from decisionrl.seeding import generator
 
 RETURN, COUNT = "decisionrl/ReturnSide-v0", "decisionrl/CountVisits-v0"
+CUE_REACH, PICK = "decisionrl/MWCueReach-v0", "decisionrl/MWPickAndReturn-v0"
 
 
 @pytest.mark.parametrize(
@@ -73,6 +74,44 @@ def test_written_and_read_back(tmp_path):
     assert gymnasium.spec(COUNT).kwargs == {"task": "count_visits"}
     with pytest.raises(ValueError, match="is there already"):
         demonstrations(env=COUNT, episodes=7, seed=4, out=tmp_path)
+
+
+@pytest.mark.parametrize(("env", "options"), [(CUE_REACH, {"oracle": True}), (PICK, {"max_steps": 190})])
+def test_on_meta_world_only_successes_are_recorded(env, options):
+    pytest.importorskip("metaworld")
+    store = record_demonstrations(env=env, env_options=options, episodes=4, seed=2)
+    assert store.num_episodes == 4
+    assert (store.returns == 1).all()
+    assert store.info["success_rate"] == 4 / store.info["played"]
+    last = store.first + store.length - 1
+    assert store.terminated.nonzero().flatten().tolist() == last.tolist()
+    assert store.extras["success"].nonzero().flatten().tolist() == last.tolist()
+    assert not store.truncated.any()
+    assert (store.info["played"] > 4) == (env == PICK)  # which takes some experts more than 190 steps
+    again = record_demonstrations(env=env, env_options=options, episodes=3, seed=2)
+    assert torch.equal(again.observation, store.select(torch.arange(3)).observation)
+    other = record_demonstrations(env=env, env_options=options, episodes=3, seed=3)
+    assert not torch.equal(again.observation[0], other.observation[0])
+
+
+def test_recorded_episodes_on_meta_world_are_those_of_the_environment():
+    pytest.importorskip("metaworld")
+    store = record_demonstrations(env=CUE_REACH, episodes=2, seed=5)
+    assert store.info["played"] == 2
+    starts = generator(5, "demonstrations/starts")
+    single = gymnasium.make(CUE_REACH)
+    for number in range(2):
+        seen = [single.reset(seed=int(torch.randint(2**31, (), generator=starts)))[0]]
+        steps = store.first[number] + torch.arange(int(store.length[number]))
+        seen += [single.step(action.numpy())[0] for action in store.action[steps]]
+        first = int(store.first[number]) + number
+        np.testing.assert_array_equal(store.observation[first : first + len(seen)], seen)
+
+
+def test_experts_that_cannot_succeed_are_not_played_forever():
+    pytest.importorskip("metaworld")
+    with pytest.raises(ValueError, match=r"max_steps.*succeeded in 0 of 11 episodes; valid: options"):
+        record_demonstrations(env=CUE_REACH, env_options={"max_steps": 3})
 
 
 def test_what_is_not_valid(tmp_path):

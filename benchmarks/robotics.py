@@ -53,7 +53,7 @@ from decisionrl.policies.diffusion import DiffusionPolicy
 from decisionrl.policies.encoded import EncodedPolicy
 from decisionrl.recipes import recipe
 from decisionrl.recipes.offline_presets import PRESETS
-from decisionrl.recording.demonstrations import demonstrations
+from decisionrl.recording.demonstrations import TASKS, demonstrations
 
 EVALUATION_SEED = 20_261_123
 CANDIDATES = 5
@@ -67,14 +67,6 @@ WINDOWS = 500
 
 DECISIONS = 20
 """Decisions whose median is the latency."""
-
-TASKS = {
-    "decisionrl/ReturnSide-v0": "return_side",
-    "decisionrl/CountVisits-v0": "count_visits",
-    "decisionrl/MWCueReach-v0": "mw_cue_reach",
-    "decisionrl/MWPickAndReturn-v0": "mw_pick_and_return",
-}
-"""By the environment's id, as cases call them."""
 
 SOLVED = 0.9
 """What the oracle has to reach for a comparison to count."""
@@ -249,12 +241,13 @@ def latency(experiment: Experiment) -> float:
     assert isinstance(head, DiffusionPolicy)
     world = world_of(experiment, 1)
     observation, state = world.reset([EVALUATION_SEED]), policy.initial_state(1)
+    on_cuda = world.device.type == "cuda"
     seconds = []
     with torch.no_grad(), evaluating(experiment.policy):
         for _ in range(head.context.frames + DECISIONS):
             began = time.perf_counter()
             _, state = policy.act(observation, state)
-            if state.is_cuda:
+            if on_cuda:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - began)
     world.close()
@@ -295,6 +288,17 @@ PIXELS = MemoryData(env="decisionrl/ReturnSide-v0", options={"pixels": True})
 PRESET = PRESETS["demonstrations"]["ptp"]
 EPSILON: Mapping[str, Any] = {"prediction": "epsilon", "steps": 6000}
 """What the paper's network says is the noise, which takes it longer to learn than the actions themselves."""
+
+
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "predict_1": {"past_steps": 1},
+    "predict_4": {"past_steps": 4},
+    "regression": {"head": "regression"},
+    "regression_unsupervised": {"head": "regression", "past_tokens": "unsupervised"},
+    "unet": {"network": "unet", "future": 5},
+    "unet_unsupervised": {"network": "unet", "future": 5, "past_tokens": "unsupervised"},
+}
+"""Some past tokens only, no diffusion, or another network, whose tokens are an even number."""
 
 
 def cases(profile: str, data: Path | None) -> list[Case]:
@@ -343,18 +347,9 @@ def _oracle(data: MemoryData) -> Case:
 
 
 def _variants(data: MemoryData, observations: int) -> list[Case]:
-    """Some past tokens only, another network, no diffusion."""
     name = f"{TASKS[data.env]}-To{observations}"
     return [
-        _case(name, method, data, {"observations": observations, **arguments})
-        for method, arguments in {
-            "predict_1": {"past_steps": 1},
-            "predict_4": {"past_steps": 4},
-            "regression": {"head": "regression"},
-            "regression_unsupervised": {"head": "regression", "past_tokens": "unsupervised"},
-            "unet": {"network": "unet", "future": 5},
-            "unet_unsupervised": {"network": "unet", "future": 5, "past_tokens": "unsupervised"},
-        }.items()
+        _case(name, method, data, {"observations": observations, **arguments}) for method, arguments in VARIANTS.items()
     ]
 
 

@@ -15,6 +15,7 @@ import torch
 from decisionrl.envs.make import make_world
 from decisionrl.envs.registration import MEMORY_TASKS, METAWORLD_MEMORY_TASKS
 from decisionrl.envs.robotics.memory import MemoryWorld
+from decisionrl.envs.robotics.metaworld_memory import Expert
 from decisionrl.experience.minari import minari_module, save_minari
 from decisionrl.experience.store import EpisodeStore, store_episodes
 from decisionrl.names import pick
@@ -153,20 +154,23 @@ def _one_by_one(env: str, env_options: dict[str, Any], episodes: int, seed: int)
         elif len(kept) < LEAST_SUCCESS * (played - 10):
             options = f"env_options = {env_options}: the expert succeeded in {len(kept)} of {played} episodes"
             raise ValueError(f"{options}; valid: options with which it does in {LEAST_SUCCESS:.0%} or more")
-    spaces = {"observation_space": single.observation_space, "action_space": single.action_space}
     single.close()
-    return store_episodes(kept, **spaces), played
+    store = store_episodes(kept, observation_space=single.observation_space, action_space=single.action_space)
+    return store, played
 
 
-def _played(single: gymnasium.Env[Any, Any], expert: Any, seed: int) -> dict[str, Any]:
+def _played(single: gymnasium.Env[Any, Any], expert: Expert, seed: int) -> dict[str, Any]:
     """One episode, as ``store_episodes`` takes it."""
     observation, _ = single.reset(seed=seed)
-    seen, steps = [observation], []
-    while not steps or not (steps[-1][2] or steps[-1][3]):
+    seen: list[Any] = [observation]
+    steps: list[tuple[Any, ...]] = []
+    over = False
+    while not over:
         action = expert.act(seen[-1])
         observation, reward, terminated, truncated, info = single.step(action)
         seen.append(observation)
         steps.append((action, reward, terminated, truncated, info["success"]))
+        over = terminated or truncated
     fields = ("action", "reward", "terminated", "truncated", "success")
     columns = (np.array(column) for column in zip(*steps, strict=True))
     return {"observation": np.stack(seen), **dict(zip(fields, columns, strict=True))}

@@ -217,7 +217,7 @@ class MemoryEnv(gymnasium.Env[Array, Array]):
         flags = bool(step.terminated[0]), bool(step.truncated[0])
         return _array(step.observation)[0], reward, *flags, {"success": reward > 0}
 
-    def render(self) -> Array | None:  # type: ignore[override]
+    def render(self) -> Array | None:
         """An image of uint8 [240, 240, 3], or None without a render mode."""
         return None if self.render_mode is None else pictured(self.world.name, self._way)
 

@@ -48,9 +48,9 @@ class CueReachEnv(gymnasium.Env[Array, Array]):
     ends the episode as failure does, and else 0; so the mean return is the success rate.
 
     The expert does the same for both places until it leaves the neutral one at a time t >= 40. What it sees from t = 5
-    on until then says nothing about the place, so who imitates it from windows that do not reach back to t < 5 succeeds
-    in half of the episodes at the most. A policy that does not imitate can use the world as its notebook and wait a
-    little to the left or to the right of the neutral place; the bound is not about those.
+    on until then, 36 to 46 steps later, says nothing about the place, so who imitates it from windows that do not reach
+    back to t < 5 succeeds in half of the episodes at the most. A policy that does not imitate can use the world as its
+    notebook and wait a little to the left or to the right of the neutral place; the bound is not about those.
 
     An episode is determined by ``reset(seed=...)`` and its actions, whatever was played before.
 
@@ -122,7 +122,7 @@ class CueReachEnv(gymnasium.Env[Array, Array]):
     def _observation(self) -> Array:
         shown = self.oracle or self._steps < self.SHOWN
         cue = self._right if shown else np.zeros(3)
-        return np.concatenate([self._arm.hand, cue, [shown]], dtype=np.float32)
+        return np.array([*self._arm.hand, *cue, shown], np.float32)
 
 
 class CueReachExpert:
@@ -158,10 +158,10 @@ class PickAndReturnEnv(gymnasium.Env[Array, Array]):
     it down elsewhere after that is failure. The reward is 1 at success, which ends the episode as failure does, and
     else 0; so the mean return is the success rate.
 
-    The expert waits at the hub until nothing but the noise says where the object came from: who imitates it from
-    windows that do not reach back any further succeeds in about half of the episodes at the most. Its residual way to
-    the hub is what the noise hides; with noise 0 a tenth of a millimeter still tells the side. As in
-    :class:`CueReachEnv`, a policy that does not imitate can use the world as its notebook.
+    The expert waits at the hub for 35 to 45 steps, until hardly anything but the noise says where the object came from:
+    who imitates it from windows that do not reach back any further succeeds in about half of the episodes at the most.
+    Without noise a tenth of a millimeter would still tell the side. As in :class:`CueReachEnv`, a policy that does not
+    imitate can use the world as its notebook.
 
     An episode is determined by ``reset(seed=...)`` and its actions, whatever was played before.
 
@@ -236,8 +236,8 @@ class PickAndReturnEnv(gymnasium.Env[Array, Array]):
         self._arm.close()
 
     def _observation(self) -> Array:
-        seen = [self._arm.hand, [self._arm.opening], self._arm.object]
-        return np.concatenate([*seen, self._start[:2]] if self.oracle else seen, dtype=np.float32)
+        start = self._start[:2] if self.oracle else []
+        return np.array([*self._arm.hand, self._arm.opening, *self._arm.object, *start], np.float32)
 
 
 class PickAndReturnExpert:
@@ -370,7 +370,8 @@ class _Arm:
 
 def _move(hand: NDArray[Any], place: NDArray[Any]) -> Array:
     """The action that takes the hand towards a place, [3]."""
-    return np.clip(_GAIN * (place - hand), -1, 1).astype(np.float32)
+    action: Array = np.clip(_GAIN * (place - hand), -1, 1).astype(np.float32)
+    return action
 
 
 def _distance(first: NDArray[Any], second: NDArray[Any]) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch.optim.lr_scheduler import LambdaLR
@@ -17,16 +18,17 @@ from decisionrl.experience.store import DatasetError
 from decisionrl.experiment import Experiment
 from decisionrl.learner import GradientLearner
 from decisionrl.objectives.denoising import denoising, regression
-from decisionrl.policies.action_normalizer import LinearNormalizer
+from decisionrl.policies.action_normalizer import ConstantDimensionsError, LinearNormalizer
 from decisionrl.policies.context import Context
 from decisionrl.policies.diffusion import CPU, PAPER, DiffusionPolicy, DiffusionSettings, PastTokens
 from decisionrl.policies.diffusion_unet import DiffusionUnetSizes
-from decisionrl.recipes.offline import DataOptions, Offline, at_least, cosine
+from decisionrl.recipes.offline import DataOptions, Recorded, at_least, cosine
 from decisionrl.seeding import generator
 
 Network = Literal["transformer", "unet"]
 Head = Literal["diffusion", "regression"]
 Sizes = Literal["paper", "cpu"]
+ConstantActions = Literal["error", "center"]
 
 SETTINGS: Mapping[tuple[str, str], DiffusionSettings] = {
     ("transformer", "paper"): PAPER,
@@ -47,11 +49,11 @@ class DiffusionOptions(DataOptions, total=False):
     warmup: int
     weight_decay: float
     encoder_decay: float
-    constant_actions: Literal["error", "center"]
+    constant_actions: ConstantActions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demonstrations(Offline):
+class Demonstrations(Recorded):
     """Recorded demonstrations, a diffusion policy and its optimizer; the defaults are the paper's (arXiv 2505.09561).
 
     Attributes:
@@ -68,15 +70,18 @@ class Demonstrations(Offline):
     warmup: int = 1000
     weight_decay: float = 1e-3
     encoder_decay: float = 1e-6
-    constant_actions: Literal["error", "center"] = "error"
+    constant_actions: ConstantActions = "error"
 
     copies: ClassVar[int] = 100
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(0, warmup=self.warmup)
-        if self.sizes not in get_args(Sizes):
-            raise ValueError(f"sizes = {self.sizes!r}; valid: {', '.join(get_args(Sizes))}")
+        for name in ("weight_decay", "encoder_decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} = {getattr(self, name)}; valid: a number >= 0")
+        _one_of(Sizes, sizes=self.sizes)
+        _one_of(ConstantActions, constant_actions=self.constant_actions)
 
     def diffusion_policy(
         self,
@@ -95,19 +100,21 @@ class Demonstrations(Offline):
             DatasetError: actions are no Box of floats, or a dimension of them is constant.
             ValueError: an option has no valid value.
         """
-        if network not in get_args(Network):
-            raise ValueError(f"network = {network!r}; valid: {', '.join(get_args(Network))}")
-        episodes = self.episodes
-        if not isinstance(episodes.action_space, spaces.Box):
-            raise DatasetError(f"action_space of {self.data} is {episodes.action_space}; valid for diffusion: a Box")
+        _one_of(Network, network=network)
+        settings = SETTINGS[network, self.sizes]
+        if isinstance(settings.network, DiffusionUnetSizes):
+            self._check_halving(context, past_tokens, multiple=2 ** (len(settings.network.channels) - 1))
+        episodes, actions = self.episodes, self.episodes.action_space
+        if not isinstance(actions, spaces.Box) or not np.issubdtype(actions.dtype, np.floating):
+            raise DatasetError(f"action_space of {self.data} is {actions}; valid for diffusion: a Box of floats")
         policy = DiffusionPolicy(
             episodes.observation_space,
-            episodes.action_space,
+            actions,
             context=context,
             past_tokens=past_tokens,
             past_steps=past_steps,
             head=head,
-            settings=SETTINGS[network, self.sizes],
+            settings=settings,
             action_steps=action_steps,
             candidates=candidates,
             action_normalizer=LinearNormalizer((episodes.action[0].numel(),), constant=self.constant_actions),
@@ -115,8 +122,11 @@ class Demonstrations(Offline):
         ).to(self.device)
         try:
             policy.fit_normalizers(episodes.observation, episodes.action)
-        except ValueError as error:
-            raise DatasetError(f"actions of {self.data}: {error}") from error
+        except ConstantDimensionsError as error:
+            raise DatasetError(
+                f"action of {self.data} never changes in dimensions {error.dimensions}; valid: actions that vary in "
+                "every dimension, or constant_actions = 'center'"
+            ) from error
         return policy
 
     def averaged(self, policy: DiffusionPolicy, *, network: Network) -> AveragedLearner:
@@ -151,3 +161,20 @@ class Demonstrations(Offline):
             metadata=about,
             options=options,
         )
+
+    def _check_halving(self, context: Context, past_tokens: PastTokens, *, multiple: int) -> None:
+        """Raise ValueError unless a U-Net can halve the tokens as often as it does."""
+        absent = past_tokens == "absent"
+        tokens, what = (context.future, "future") if absent else (context.tokens, "observations - 1 + future")
+        if tokens % multiple:
+            raise ValueError(
+                f"observations = {context.observations}, future = {context.future}: {tokens} action tokens; valid with "
+                f"network = 'unet', sizes = {self.sizes!r}: {what} is a multiple of {multiple}"
+            )
+
+
+def _one_of(choices: Any, **values: str) -> None:
+    """Raise ValueError for a value that is not in the Literal."""
+    for name, value in values.items():
+        if value not in get_args(choices):
+            raise ValueError(f"{name} = {value!r}; valid: {', '.join(get_args(choices))}")

@@ -231,7 +231,7 @@ def averaged(seed: int = 0) -> tuple[AveragedLearner, GradientLearner]:
 
 
 def test_the_policy_is_the_average_by_the_power_law() -> None:
-    """After every update: ``d average + (1 - d) weights`` with ``d = 1 - (1 + n)^(-3/4)``, ``n = i - 1``, and 0 at first."""
+    """``d average + (1 - d) weights`` with ``d = 1 - i^(-3/4)`` after update i, and 0 after the first two."""
     learner, inner = averaged()
     expected = [each.double() for each in weights(inner.policy)]
     for i in range(9):

@@ -219,7 +219,9 @@ class Recorded:
         if info.get("random_score") is not None and info.get("expert_score") is not None:
             for name, key in (("normalized_score", "mean_return"), ("score_low", "low"), ("score_high", "high")):
                 result[name] = self.episodes.normalized_score(result[key])
-        if self.environment[1].get("success_reward") or info.get("success_reward"):
+        env, options = self.environment
+        at_home = env is not None and env_name(env) == info.get("env")
+        if options.get("success_reward") or (at_home and info.get("success_reward")):
             result["success_rate"] = result["mean_return"]
         return result
 

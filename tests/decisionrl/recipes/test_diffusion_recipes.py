@@ -192,6 +192,33 @@ def test_the_options_are_those_of_the_policy_and_its_data() -> None:
         assert torch.equal(inner.update(batch).metrics["loss"], expected)
 
 
+@pytest.mark.parametrize("past_tokens", ["predict", "unsupervised", "absent"])
+def test_with_one_observation_it_is_the_short_diffusion_policy(past_tokens: str) -> None:
+    long = tiny(observations=1, past_tokens=past_tokens)
+    short = tiny("diffusion_policy", observations=1, network="transformer", action_steps=1)
+    for _ in range(3):
+        batch = short.source.sample()
+        assert_equal(long.source.sample(), batch)
+        assert_equal(long.learner.update(batch).metrics, short.learner.update(batch).metrics)
+    assert torch.equal(weights(long.policy), weights(short.policy))
+
+
+def test_regression_of_one_action_is_cloning_with_the_squared_error() -> None:
+    experiment = tiny(
+        "diffusion_policy", head="regression", network="transformer", observations=1, future=1, action_steps=1
+    )
+    policy = parts(experiment)[2]
+    batch = experiment.source.sample()
+    with torch.no_grad():
+        action = policy.eval().act(batch.observation[:, 0])[0]
+    low, high = (getattr(open_data("lab/return-side").action, bound)(0) for bound in ("amin", "amax"))
+    inside = (action > low) & (action < high)
+    assert inside.all(), "acting clips"
+    expected = (2 * (action - batch.action[:, 0]) / (high - low)).square().mean()
+    found = experiment.learner.update(batch).metrics["loss"]
+    torch.testing.assert_close(found, expected)
+
+
 def test_normalizers_are_those_of_the_data() -> None:
     policy = parts(tiny())[2]
     episodes = open_data("lab/return-side")
@@ -457,6 +484,20 @@ def test_an_environment_that_is_not_there(tmp_path: Path) -> None:
     experiment = tiny(data=data, evaluation=False)
     assert experiment.evaluate is None
     updates(experiment, 1)
+
+
+def elsewhere() -> gymnasium.Env[Any, Any]:
+    """The same spaces, but rewards of every size."""
+    env = gymnasium.make("decisionrl/ReturnSide-v0")
+    return gymnasium.wrappers.TransformReward(env, lambda reward: float(reward) - 1.0)
+
+
+def test_returns_of_another_environment_are_no_success_rates() -> None:
+    experiment = tiny(env=elsewhere, head="regression")
+    assert experiment.evaluate is not None
+    result = experiment.evaluate(experiment.policy, episodes=2)
+    assert result["mean_return"] < 0
+    assert "success_rate" not in result
 
 
 def test_whole_numbers_are_no_actions_of_a_diffusion(tmp_path: Path) -> None:

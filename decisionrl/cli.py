@@ -117,6 +117,7 @@ def train(
     decisionrl train ppo --env CartPole-v1
     decisionrl train ppo --env my_module:MyEnv --steps 200000
     decisionrl train cpl --data lab/point
+    decisionrl train ptp --data lab/return-side
     """
     import torch
 
@@ -379,6 +380,8 @@ def _shown(hint: Any) -> str:
     """A type as a person writes it."""
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(_shown(each) for each in get_args(hint))
+    if get_origin(hint) is Literal:
+        return ", ".join(map(str, get_args(hint)))
     return "none" if hint is type(None) else getattr(hint, "__name__", str(hint))
 
 
@@ -558,13 +561,16 @@ def _catalogue(kind: str) -> dict[str, str]:
 
         return {name: (builder.__doc__ or "").splitlines()[0] for name, builder in BUILDERS.items()}
     if kind == "datasets":
-        from decisionrl.experience.data import LABS
+        from decisionrl.experience.data import DEMONSTRATIONS, LABS
         from decisionrl.recording import MAKERS
         from decisionrl.recording import metadata as maker_metadata
 
         labs = {name: (make.__doc__ or "").splitlines()[0] for name, make in LABS.items()}
+        shown = {
+            name: f"Demonstrations of {env} by a scripted expert who remembers." for name, env in DEMONSTRATIONS.items()
+        }
         made = {f"make-dataset {name}": _recipe_line(maker_metadata(name)) for name in MAKERS}
-        return {**labs, **made}
+        return {**labs, **shown, **made}
     return {name: (importlib.import_module(module).__doc__ or "").splitlines()[0] for name, module in SUITES.items()}
 
 

@@ -132,7 +132,8 @@ class AveragedLearner:
 
     @property
     def policy(self) -> nn.Module:
-        return self.average.module
+        policy: nn.Module = self.average.module
+        return policy
 
     def update(self, batch: Any, /) -> Update:
         update = self.learner.update(batch)

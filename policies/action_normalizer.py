@@ -13,6 +13,17 @@ Mode = Literal["limits", "gaussian"]
 Constant = Literal["center", "error"]
 
 
+class ConstantDimensionsError(ValueError):
+    """Dimensions of data that do not vary, though they have to; ``dimensions`` are their numbers."""
+
+    def __init__(self, dimensions: Sequence[int], *, range_eps: float) -> None:
+        super().__init__(
+            f"data is constant in dimensions {list(dimensions)} (within range_eps = {range_eps}); valid: values that "
+            "vary in every dimension, or constant = 'center'"
+        )
+        self.dimensions = list(dimensions)
+
+
 class LinearNormalizer(nn.Module):
     """``x -> scale x + offset`` in each dimension, fitted to data; before :meth:`fit` it is the identity.
 
@@ -57,7 +68,8 @@ class LinearNormalizer(nn.Module):
         """Take the statistics of data [..., *shape] in place of those before.
 
         Raises:
-            ValueError: there is no data, or a dimension is constant and ``constant`` is "error".
+            ValueError: there is no data.
+            ConstantDimensionsError: a dimension is constant and ``constant`` is "error".
         """
         rows = data.reshape(-1, *self.scale.shape).double()
         if not len(rows):
@@ -73,11 +85,7 @@ class LinearNormalizer(nn.Module):
             scale = 1 / torch.where(still, 1.0, width)
             offset = -scale * rows.mean(0)
         if self.constant == "error" and still.any():
-            where = still.flatten().nonzero().flatten().tolist()
-            raise ValueError(
-                f"data is constant in dimensions {where} (within range_eps = {self.range_eps}); valid: values that "
-                "vary in every dimension, or constant = 'center'"
-            )
+            raise ConstantDimensionsError(still.flatten().nonzero().flatten().tolist(), range_eps=self.range_eps)
         self.scale.copy_(scale)
         self.offset.copy_(offset)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 from decisionrl.experience.d4rl import load_d4rl
@@ -23,11 +23,11 @@ LABS: Mapping[str, Callable[[], Lab]] = {
 }
 """The labs that are recorded where they are asked for, with their default arguments."""
 
-DEMONSTRATIONS: Mapping[str, Callable[[], EpisodeStore]] = {
-    "lab/return-side": partial(record_demonstrations, env="decisionrl/ReturnSide-v0"),
-    "lab/count-visits": partial(record_demonstrations, env="decisionrl/CountVisits-v0"),
+DEMONSTRATIONS: Mapping[str, str] = {
+    "lab/return-side": "decisionrl/ReturnSide-v0",
+    "lab/count-visits": "decisionrl/CountVisits-v0",
 }
-"""Demonstrations of tasks that need memory, recorded where they are asked for; nobody compared their segments."""
+"""Demonstrations of these tasks, recorded where they are asked for; nobody compared their segments."""
 
 SEGMENTS = "segments.npz"
 """The file of segments and scores in the directory of a dataset, beside its ``data``."""
@@ -87,7 +87,7 @@ def _lab(name: str) -> Lab:
 
 @cache
 def _demonstrations(name: str) -> EpisodeStore:
-    return DEMONSTRATIONS[name]()
+    return record_demonstrations(env=DEMONSTRATIONS[name])
 
 
 def _segments_file(name: str | Path) -> Path:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NotRequired, TypedDict, Unpack, get_args
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from torch.optim.lr_scheduler import LambdaLR
@@ -18,7 +19,7 @@ from decisionrl.experience.embeddings import cached_embeddings, embedded
 from decisionrl.experience.store import DatasetError, EpisodeStore
 from decisionrl.learner import GradientLearner, Loss, Objective
 from decisionrl.objectives.denoising import denoising, regression
-from decisionrl.policies.action_normalizer import LinearNormalizer
+from decisionrl.policies.action_normalizer import ConstantDimensionsError, LinearNormalizer
 from decisionrl.policies.context import Context
 from decisionrl.policies.diffusion import CPU, PAPER, DiffusionPolicy, DiffusionSettings, PastTokens
 from decisionrl.policies.diffusion_sampling import PredictionType
@@ -26,12 +27,13 @@ from decisionrl.policies.diffusion_unet import DiffusionUnetSizes
 from decisionrl.policies.encoded import EncodedPolicy
 from decisionrl.policies.encoders import Encoder
 from decisionrl.policies.image_encoders import Pool, context_encoder
-from decisionrl.recipes.offline import DataOptions, Offline, at_least, cosine
+from decisionrl.recipes.offline import DataOptions, Recorded, at_least, cosine
 from decisionrl.seeding import generator
 
 Network = Literal["transformer", "unet"]
 Head = Literal["diffusion", "regression"]
 Sizes = Literal["paper", "cpu"]
+ConstantActions = Literal["error", "center"]
 
 SETTINGS: Mapping[tuple[str, str], DiffusionSettings] = {
     ("transformer", "paper"): PAPER,
@@ -59,7 +61,7 @@ class DiffusionOptions(DataOptions, total=False):
     warmup: int
     weight_decay: float
     encoder_decay: float
-    constant_actions: Literal["error", "center"]
+    constant_actions: ConstantActions
 
 
 class DiffusionParts(TypedDict):
@@ -74,7 +76,7 @@ class DiffusionParts(TypedDict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Demonstrations(Offline):
+class Demonstrations(Recorded):
     """Recorded demonstrations, a diffusion policy and its optimizer; the defaults are the paper's (arXiv 2505.09561).
 
     Attributes:
@@ -99,15 +101,18 @@ class Demonstrations(Offline):
     warmup: int = 1000
     weight_decay: float = 1e-3
     encoder_decay: float = 1e-6
-    constant_actions: Literal["error", "center"] = "error"
+    constant_actions: ConstantActions = "error"
 
     copies: ClassVar[int] = 100
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(0, warmup=self.warmup)
-        if self.sizes not in get_args(Sizes):
-            raise ValueError(f"sizes = {self.sizes!r}; valid: {', '.join(get_args(Sizes))}")
+        for name in ("weight_decay", "encoder_decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} = {getattr(self, name)}; valid: a number >= 0")
+        _one_of(Sizes, sizes=self.sizes)
+        _one_of(ConstantActions, constant_actions=self.constant_actions)
 
     def policy_on(
         self,
@@ -125,15 +130,18 @@ class Demonstrations(Offline):
             DatasetError: actions are no Box of floats, or a dimension of them is constant.
             ValueError: an option has no valid value.
         """
-        if network not in get_args(Network):
-            raise ValueError(f"network = {network!r}; valid: {', '.join(get_args(Network))}")
-        if not isinstance(episodes.action_space, spaces.Box):
-            raise DatasetError(f"action_space of {self.data} is {episodes.action_space}; valid for diffusion: a Box")
+        _one_of(Network, network=network)
         settings = SETTINGS[network, self.sizes]
+        if isinstance(settings.network, DiffusionUnetSizes):
+            multiple = 2 ** (len(settings.network.channels) - 1)
+            self._check_halving(parts["context"], parts["past_tokens"], multiple=multiple)
+        actions = episodes.action_space
+        if not isinstance(actions, spaces.Box) or not np.issubdtype(actions.dtype, np.floating):
+            raise DatasetError(f"action_space of {self.data} is {actions}; valid for diffusion: a Box of floats")
         weights = generator(self.seed, "policy")
         policy = DiffusionPolicy(
             episodes.observation_space,
-            episodes.action_space,
+            actions,
             settings=settings if self.prediction is None else replace(settings, prediction=self.prediction),
             encoder=encoder or self.encoder(weights),
             action_normalizer=LinearNormalizer((episodes.action[0].numel(),), constant=self.constant_actions),
@@ -142,8 +150,11 @@ class Demonstrations(Offline):
         ).to(self.device)
         try:
             policy.fit_normalizers(episodes.observation, episodes.action)
-        except ValueError as error:
-            raise DatasetError(f"actions of {self.data}: {error}") from error
+        except ConstantDimensionsError as error:
+            raise DatasetError(
+                f"action of {self.data} never changes in dimensions {error.dimensions}; valid: actions that vary in "
+                "every dimension, or constant_actions = 'center'"
+            ) from error
         return policy
 
     def encoder(self, weights: torch.Generator) -> Encoder:
@@ -199,9 +210,26 @@ class Demonstrations(Offline):
         )
         return AveragedLearner(learner, PowerAverage(policy))
 
+    def _check_halving(self, context: Context, past_tokens: PastTokens, *, multiple: int) -> None:
+        """Raise ValueError unless a U-Net can halve the tokens as often as it does."""
+        absent = past_tokens == "absent"
+        tokens, what = (context.future, "future") if absent else (context.tokens, "observations - 1 + future")
+        if tokens % multiple:
+            raise ValueError(
+                f"observations = {context.observations}, future = {context.future}: {tokens} action tokens; valid with "
+                f"network = 'unet', sizes = {self.sizes!r}: {what} is a multiple of {multiple}"
+            )
+
 
 def _of_head(objective: Objective) -> Objective:
     def of_head(policy: EncodedPolicy, batch: Any, /) -> Loss:
         return objective(policy.head, batch)
 
     return of_head
+
+
+def _one_of(choices: Any, **values: str) -> None:
+    """Raise ValueError for a value that is not in the Literal."""
+    for name, value in values.items():
+        if value not in get_args(choices):
+            raise ValueError(f"{name} = {value!r}; valid: {', '.join(get_args(choices))}")

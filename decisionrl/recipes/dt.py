@@ -11,7 +11,7 @@ from decisionrl.objectives.imitation import BehaviorCloning
 from decisionrl.policies.decision_transformer import DecisionTransformer
 from decisionrl.policies.sequence import TransformerSizes
 from decisionrl.recipes.control import own_options
-from decisionrl.recipes.offline import DataOptions, Offline
+from decisionrl.recipes.offline import DataOptions, Recorded
 from decisionrl.recipes.offline_presets import tuned_offline
 from decisionrl.seeding import generator
 
@@ -44,7 +44,7 @@ def dt(
     so many steps instead, constant over a window, as OPPO's release does.
     """
     options = own_options(locals())
-    offline = Offline(**common)
+    offline = Recorded(**common)
     offline.require_boxes("a decision transformer")
     recorded = offline.episodes
     if horizon is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, TypedDict
@@ -35,7 +35,7 @@ TOLERANCE = 1e-5
 
 
 class DataOptions(TypedDict, total=False):
-    """The arguments that every recipe on recorded data takes; see :class:`Offline` for what they mean."""
+    """The arguments that every recipe on recorded data takes; see :class:`Recorded` for what they mean."""
 
     data: str
     env: EnvLike | None
@@ -51,7 +51,7 @@ class DataOptions(TypedDict, total=False):
 
 
 class OfflineOptions(DataOptions, total=False):
-    """The arguments that recipes with perceptrons take."""
+    """The arguments that recipes with perceptrons take; see :class:`Offline` for what they mean."""
 
     hidden: list[int]
     dropout: float
@@ -71,8 +71,8 @@ class PreferenceOptions(OfflineOptions, ComparedOptions, total=False):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Offline:
-    """Recorded data, a network and its optimizer.
+class Recorded:
+    """Recorded data, the optimizer of what is learned from it, and where that is measured.
 
     Attributes:
         data: what :func:`~decisionrl.experience.data.open_data` opens: a folder, a local Minari id, a D4RL file, a lab.
@@ -82,9 +82,6 @@ class Offline:
         evaluation: False trains without measuring the policy, for want of the environment.
         steps: updates.
         batch: what an update sees: pairs, segments, windows or transitions, as the recipe says.
-        hidden: widths of the hidden layers.
-        dropout: in the hidden layers of the policy.
-        normalize_observations: by the mean and variance of the data.
         learning_rate: of Adam.
         clip_norm: the largest gradient norm.
     """
@@ -96,9 +93,6 @@ class Offline:
     evaluation: bool = True
     steps: int = 500_000
     batch: int = 96
-    hidden: Sequence[int] = (512, 512)
-    dropout: float = 0.25
-    normalize_observations: bool = True
     learning_rate: float = 1e-4
     clip_norm: float | None = None
     seed: int = 0
@@ -132,19 +126,6 @@ class Offline:
         for which in ("observation_space", "action_space"):
             if not isinstance(space := getattr(self.episodes, which), spaces.Box):
                 raise DatasetError(f"{which} of {self.data} is {space}; valid for {what}: a Box")
-
-    def policy(self) -> BehaviorPolicy:
-        """The network, its observation statistics those of the data."""
-        policy = BehaviorPolicy(
-            self.episodes.observation_space,
-            self.episodes.action_space,
-            hidden=tuple(self.hidden),
-            dropout=self.dropout,
-            normalize_observations=self.normalize_observations,
-            generator=generator(self.seed, "policy"),
-        ).to(self.device)
-        policy.update_normalizer(self.episodes.observation)
-        return policy
 
     def adam(self, *modules: nn.Module, learning_rate: float | None = None) -> torch.optim.Adam:
         """Adam on all parameters of the modules."""
@@ -238,7 +219,9 @@ class Offline:
         if info.get("random_score") is not None and info.get("expert_score") is not None:
             for name, key in (("normalized_score", "mean_return"), ("score_low", "low"), ("score_high", "high")):
                 result[name] = self.episodes.normalized_score(result[key])
-        if self.environment[1].get("success_reward") or info.get("success_reward"):
+        env, options = self.environment
+        at_home = env is not None and env_name(env) == info.get("env")
+        if options.get("success_reward") or (at_home and info.get("success_reward")):
             result["success_rate"] = result["mean_return"]
         return result
 
@@ -262,8 +245,7 @@ class Offline:
         env, env_options = self.environment
         if env is not None:
             self.make_world(1).close()  # what cannot be measured is told before the training
-        config = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "device"}
-        config["hidden"] = list(self.hidden)
+        config = {each.name: _plain(getattr(self, each.name)) for each in fields(self) if each.name != "device"}
         config["env"], config["env_options"] = None if env is None else env_name(env), dict(env_options)
         return Experiment(
             policy=learner.policy,
@@ -273,6 +255,34 @@ class Offline:
             metadata=metadata,
             evaluate=None if env is None else self.evaluate,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offline(Recorded):
+    """Recorded data, a perceptron and its optimizer.
+
+    Attributes:
+        hidden: widths of the hidden layers.
+        dropout: in the hidden layers of the policy.
+        normalize_observations: by the mean and variance of the data.
+    """
+
+    hidden: Sequence[int] = (512, 512)
+    dropout: float = 0.25
+    normalize_observations: bool = True
+
+    def policy(self) -> BehaviorPolicy:
+        """The network, its observation statistics those of the data."""
+        policy = BehaviorPolicy(
+            self.episodes.observation_space,
+            self.episodes.action_space,
+            hidden=tuple(self.hidden),
+            dropout=self.dropout,
+            normalize_observations=self.normalize_observations,
+            generator=generator(self.seed, "policy"),
+        ).to(self.device)
+        policy.update_normalizer(self.episodes.observation)
+        return policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -352,6 +362,11 @@ class Preferences(Offline):
         return Pairs(pairs=self.comparisons, size=self.batch)
 
 
+def _plain(value: Any) -> Any:
+    """A sequence as a list, as JSON gives it back."""
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+
+
 def at_least(least: int, **numbers: int) -> None:
     """Raise ValueError for a number that is smaller."""
     for name, value in numbers.items():
@@ -369,15 +384,34 @@ def positive(**numbers: float) -> None:
 def check_spaces(name: str, episodes: EpisodeStore, world: World) -> None:
     """Raise DatasetError unless a policy of the data's spaces can act in the world."""
     for which in ("observation_space", "action_space"):
-        recorded, wanted = getattr(episodes, which), getattr(world, which)
-        if not _fits(recorded, wanted, bounded=which == "action_space"):
-            raise DatasetError(f"{which} of {name} is {recorded}; valid: {wanted}, that of {world.name}")
+        for part, recorded, wanted in _parts(which, getattr(episodes, which), getattr(world, which)):
+            if isinstance(recorded, spaces.Dict) and isinstance(wanted, spaces.Dict):
+                found, keys = set(recorded), set(wanted)
+                raise DatasetError(
+                    f"{part} of {name} has the keys {_listed(found)}; valid: {_listed(keys)}, those of {world.name} "
+                    f"(missing: {_listed(keys - found)}; too many: {_listed(found - keys)})"
+                )
+            if not _fits(recorded, wanted, bounded=which == "action_space"):
+                raise DatasetError(f"{part} of {name} is {recorded}; valid: {wanted}, that of {world.name}")
+
+
+def _parts(
+    name: str, recorded: spaces.Space[Any], wanted: spaces.Space[Any]
+) -> Iterator[tuple[str, spaces.Space[Any], spaces.Space[Any]]]:
+    """Two spaces under their name; those of every key instead where both are Dicts of the same keys."""
+    if isinstance(recorded, spaces.Dict) and isinstance(wanted, spaces.Dict) and set(recorded) == set(wanted):
+        for key in recorded:
+            yield from _parts(f"{name}[{key!r}]", recorded[key], wanted[key])
+    else:
+        yield name, recorded, wanted
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
 
 
 def _fits(recorded: spaces.Space[Any], wanted: spaces.Space[Any], *, bounded: bool) -> bool:
     """Boxes of one shape fit, with ``bounded`` if the recorded one lies within; other spaces must be equal."""
-    if isinstance(recorded, spaces.Dict) and isinstance(wanted, spaces.Dict):
-        return set(recorded) == set(wanted) and all(_fits(recorded[k], wanted[k], bounded=bounded) for k in recorded)
     if not (isinstance(recorded, spaces.Box) and isinstance(wanted, spaces.Box)):
         return recorded == wanted
     if recorded.shape != wanted.shape:

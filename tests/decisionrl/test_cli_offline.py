@@ -16,11 +16,11 @@ from decisionrl import cli
 from decisionrl.composition import PhasedLearner
 from decisionrl.experience.arrays import write_npz
 from decisionrl.experience.d4rl import save_d4rl
-from decisionrl.experience.data import LABS, open_data, open_segments
+from decisionrl.experience.data import DEMONSTRATIONS, LABS, open_data, open_segments
 from decisionrl.experience.minari import save_minari
 from decisionrl.experience.preference_formats import save_pairs, save_segments
 from decisionrl.experience.preferences import PreferencePairs
-from decisionrl.recipes import ON_RECORDED_DATA
+from decisionrl.recipes import ON_DEMONSTRATIONS, ON_RECORDED_DATA
 from decisionrl.recording import MAKERS
 
 SMALL = ("--set", "hidden=[8]", "--set", "batch=4", "--set", "cloning_steps=5", "--set", "warmup=2")
@@ -96,10 +96,11 @@ def test_a_run_goes_on_where_it_was(run: Any, monkeypatch: pytest.MonkeyPatch, k
 def test_the_lists_know_recipes_and_data(run: Any) -> None:
     _, out, _ = run("list", "recipes")
     lines = {line.split()[0]: line for line in out.splitlines()}
-    assert all("recorded" in lines[name] for name in ON_RECORDED_DATA)
+    assert all("recorded" in lines[name] for name in (*ON_RECORDED_DATA, *ON_DEMONSTRATIONS))
     content = json.loads(run("list", "datasets", "--json")[1])["datasets"]
-    assert [*content] == [*LABS, *(f"make-dataset {name}" for name in MAKERS)]
+    assert [*content] == [*LABS, *DEMONSTRATIONS, *(f"make-dataset {name}" for name in MAKERS)]
     assert all(content.values())
+    assert all(env in content[name] for name, env in DEMONSTRATIONS.items())
     assert "--data any Minari dataset" in run("list", "datasets")[1]
 
 
@@ -170,7 +171,7 @@ WRONG: dict[str, tuple[Prepare, list[str], list[str]]] = {
     "a file has no segments": (
         lambda: changed("point.npz"),
         ["cpl", "--data", "point.npz"],
-        ["point.npz is a file", "valid: a lab or a Minari dataset"],
+        ["point.npz has no segments", "valid: a lab with teachers or a Minari dataset"],
     ),
     "a text": (
         lambda: Path("text.npz").write_text("hello"),

@@ -1,4 +1,4 @@
-"""Learners in phases and in chains: what each batch trains, fresh moments, warm-up, resuming in the middle, errors."""
+"""Learners in phases, in chains and averaged: what each batch trains, fresh moments, warm-up, resuming, errors."""
 
 import copy
 from typing import Any
@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from decisionrl.composition import ChainedLearner, Phase, PhasedLearner
+from decisionrl.composition import AveragedLearner, ChainedLearner, Phase, PhasedLearner
+from decisionrl.ema import PowerAverage
 from decisionrl.learner import GradientLearner, Loss
 from decisionrl.reference import Reference
 
@@ -222,3 +223,50 @@ def test_bad_intervals_are_named(every: dict[str, int]) -> None:
         chain(every=every)
     with pytest.raises(ValueError, match="learners is empty"):
         ChainedLearner({})
+
+
+def averaged(seed: int = 0) -> tuple[AveragedLearner, GradientLearner]:
+    inner = warmed_up(network(seed))
+    return AveragedLearner(inner, PowerAverage(inner.policy)), inner
+
+
+def test_the_policy_is_the_average_by_the_power_law() -> None:
+    """``d average + (1 - d) weights`` with ``d = 1 - i^(-3/4)`` after update i, and 0 after the first two."""
+    learner, inner = averaged()
+    expected = [each.double() for each in weights(inner.policy)]
+    for i in range(9):
+        learner.update(data(i))
+        decay = 0.0 if i <= 1 else 1 - i**-0.75
+        trained = weights(inner.policy)
+        expected = [decay * old + (1 - decay) * new.double() for old, new in zip(expected, trained, strict=True)]
+        for found, wanted in zip(weights(learner.policy), expected, strict=True):
+            torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=1e-7)
+        assert same(weights(learner.policy), trained) == (i <= 1)
+
+
+def test_averaging_leaves_the_training_as_it_is() -> None:
+    learner, inner = averaged()
+    alone = warmed_up(network())
+    for update in range(5):
+        found, wanted = learner.update(data(update)), alone.update(data(update))
+        assert found.metrics.keys() == wanted.metrics.keys() == {"loss", "score", "gradient_norm"}
+        assert all(torch.equal(found.metrics[name], wanted.metrics[name]) for name in found.metrics)
+        assert torch.equal(found.carry, wanted.carry)
+    assert same(weights(inner.policy), weights(alone.policy))
+    assert learner.policy is not inner.policy
+    assert not any(each.requires_grad for each in learner.policy.parameters())
+
+
+@pytest.mark.parametrize("done", [0, 1, 2, 5])
+def test_resuming_an_average_is_exact(done: int) -> None:
+    (learner, _), (other, _) = averaged(), averaged(seed=7)
+    for update in range(done):
+        learner.update(data(update))
+    state = copy.deepcopy(learner.state_dict())
+    assert state["policy"].keys() == learner.policy.state_dict().keys(), "what acts, also for who reads checkpoints"
+    assert all(torch.equal(value, learner.policy.state_dict()[name]) for name, value in state["policy"].items())
+    other.load_state_dict(state)
+    for update in range(done, done + 4):
+        ours, theirs = learner.update(data(update)).metrics, other.update(data(update)).metrics
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+        assert same(weights(learner.policy), weights(other.policy))

@@ -8,15 +8,20 @@ import pytest
 import torch
 
 from decisionrl.experience.d4rl import save_d4rl
-from decisionrl.experience.data import open_data, open_segments
+from decisionrl.experience.data import open_data, open_score_names, open_segments
 from decisionrl.experience.minari import ROOT, save_minari
 from decisionrl.experience.preference_formats import save_segments
 from decisionrl.experience.preferences import sample_segments
 from decisionrl.experience.store import DatasetError, EpisodeStore
 from decisionrl.names import UnknownNameError
+from decisionrl.recording.demonstrations import record_demonstrations
 from decisionrl.recording.labs import Lab, point_lab
 
 LABS = ("lab/gridworld", "lab/point", "lab/two-modes")
+DEMONSTRATIONS = {
+    "lab/return-side": "decisionrl/ReturnSide-v0",
+    "lab/count-visits": "decisionrl/CountVisits-v0",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +49,19 @@ def test_labs_have_episodes_and_segments(name: str) -> None:
     assert open_segments(name).score is None
     with pytest.raises(DatasetError, match=r"score = 'regert'; valid: .*return"):
         open_segments(name, score="regert")
+
+
+@pytest.mark.parametrize(("name", "env"), DEMONSTRATIONS.items())
+def test_labs_of_demonstrations_have_episodes_that_nobody_compared(name: str, env: str) -> None:
+    episodes = open_data(name)
+    assert episodes is open_data(name)
+    assert same(episodes, record_demonstrations(env=env))
+    assert episodes.info["env"] == env
+    for opened in (open_segments, open_score_names):
+        with pytest.raises(
+            DatasetError, match=f"{name} has no segments; valid: a lab with teachers or a Minari dataset"
+        ):
+            opened(name)
 
 
 @pytest.mark.parametrize("suffix", ["npz", "hdf5", "h5"])
@@ -93,7 +111,9 @@ def test_names_that_stand_for_nothing(minari_folder: Path, monkeypatch: pytest.M
     with pytest.raises(UnknownNameError, match=r"; a directory with data/metadata.json; an .hdf5, .h5 or .npz file"):
         open_data(minari_folder / "missing")
     monkeypatch.setenv(ROOT, str(minari_folder / "missing"))
-    with pytest.raises(UnknownNameError, match="Known: lab/gridworld, lab/point, lab/two-modes;"):
+    with pytest.raises(
+        UnknownNameError, match="Known: lab/count-visits, lab/gridworld, lab/point, lab/return-side, lab/two-modes;"
+    ):
         open_data("toys/point-v0")
 
 

@@ -162,7 +162,8 @@ def test_a_resumed_run_is_bit_identical(name: str, arguments: dict[str, Any], tm
 
 @every
 def test_dropout_is_off_where_the_policy_is_measured(name: str, arguments: dict[str, Any]) -> None:
-    experiment = tiny(name, **arguments, dropout=0.5)
+    dropout = {"dropout": 0.5} if "dropout" in _parameters(recipe(name)) else {}
+    experiment = tiny(name, **arguments, **dropout)
     updates(experiment, 1)
     assert experiment.policy.training
     assert experiment.evaluate is not None

@@ -57,7 +57,7 @@ from decisionrl.policies.context import Context
 from decisionrl.policies.diffusion import CPU, DiffusionPolicy
 from decisionrl.policies.diffusion_network import DiffusionTransformer, DiffusionTransformerSizes
 from decisionrl.policies.diffusion_sampling import row_normals, row_seeds
-from decisionrl.policies.encoders import Encoder
+from decisionrl.policies.encoders import IMAGE_SIDE, Encoder
 from decisionrl.seeding import generator
 
 SUITE = "speed-robotics"
@@ -205,9 +205,9 @@ def plain_windows(store: EpisodeStore, size: Size) -> PlainWindows:
     """The same windows, of arrays."""
     observation = store.observations_before()
     assert isinstance(observation, Tensor)
-    arrays = (each.cpu().numpy() for each in (observation, store.action))
+    seen, acted = observation.cpu().numpy(), store.action.cpu().numpy()
     ends = store.length.cumsum(0).tolist()
-    return PlainWindows(*arrays, ends, observations=size.observations, future=size.future)
+    return PlainWindows(seen, acted, ends, observations=size.observations, future=size.future)
 
 
 def losses(policy: DiffusionPolicy, plain: PlainLearner, windows: ContextWindows) -> tuple[Tensor, Tensor]:
@@ -247,12 +247,17 @@ def measure_updates(report: Report, profile: Profile, device: str) -> None:
         seconds = race(
             {
                 "plain": repeated(plain.step, profile.steps),
-                "ours": repeated(lambda source=source, learner=learner: learner.update(source.sample()), profile.steps),  # type: ignore[misc]
+                "ours": repeated(partial(step, source, learner), profile.steps),
             },
             rounds=profile.rounds,
             device=device,
         )
         report.speedup(size.name, "update", seconds["plain"], seconds["ours"], None)
+
+
+def step(source: DatasetSource, learner: AveragedLearner) -> None:
+    """One update of the library."""
+    learner.update(source.sample())
 
 
 def averaged(policy: DiffusionPolicy) -> AveragedLearner:
@@ -297,11 +302,11 @@ def contexts(space: spaces.Box, size: Size, count: int, device: str) -> Tensor:
 def measure_encoding(report: Report, profile: Profile, device: str) -> None:
     """The rows ``encode_once``."""
     size = profile.sizes[0]
-    images = [spaces.Box(0, 255, (1, side, side), np.uint8) for side in profile.sides]
-    for space in (VECTOR, *images):
+    observed = [VECTOR, *(spaces.Box(0, 255, (1, side, side), np.uint8) for side in profile.sides)]
+    for space in observed:
         side = space.shape[-1]
         torch.manual_seed(0)
-        encoder = SmallCNN(1, side).to(device) if len(space.shape) == 3 and side < 36 else None
+        encoder = SmallCNN(1, side).to(device) if len(space.shape) == 3 and side < IMAGE_SIDE else None
         policy = made(size, device, space=space, encoder=encoder)
         name = f"image-{side}" if len(space.shape) == 3 else "vector"
         observation, seed = contexts(space, size, 1, device), torch.zeros(1, dtype=torch.int64, device=device)
@@ -335,12 +340,11 @@ def one_by_one(policy: DiffusionPolicy, features: Tensor, seed: Tensor, candidat
     def predicted(noisy: Tensor, step: int) -> Tensor:
         return policy.network(noisy, torch.full((len(noisy),), step, device=noisy.device), memory)  # type: ignore[no-any-return]
 
-    found = []
-    for seeds in row_seeds(seed, candidates).unbind(1):
-        found.append(
-            policy.schedule.sample(predicted, lambda stream, seeds=seeds: row_normals(seeds, shape, stream=stream))  # type: ignore[misc]
-        )
-    return torch.stack(found, 1)
+    def normals(seeds: Tensor, stream: int) -> Tensor:
+        return row_normals(seeds, shape, stream=stream)
+
+    each = row_seeds(seed, candidates).unbind(1)
+    return torch.stack([policy.schedule.sample(predicted, partial(normals, seeds)) for seeds in each], 1)
 
 
 @torch.no_grad()

@@ -302,7 +302,7 @@ def contexts(space: spaces.Box, size: Size, count: int, device: str) -> Tensor:
 def measure_encoding(report: Report, profile: Profile, device: str) -> None:
     """The rows ``encode_once``."""
     size = profile.sizes[0]
-    observed = [VECTOR, *(spaces.Box(0, 255, (1, side, side), np.uint8) for side in profile.sides)]
+    observed: list[spaces.Box] = [VECTOR, *(spaces.Box(0, 255, (1, side, side), np.uint8) for side in profile.sides)]
     for space in observed:
         side = space.shape[-1]
         torch.manual_seed(0)

@@ -130,7 +130,7 @@ class DiffusionTransformer(nn.Module):
 class DecoderLayer(nn.Module):
     """``nn.TransformerDecoderLayer`` with GELU, norms first and 4 d hidden units, by the same weights and names.
 
-    Without what torch's does for the general case a training step is 15 % faster, and one row by a quarter.
+    Without what torch's does for the general case one row takes 3/4 of the time on a CPU, a training step 9/10.
     """
 
     def __init__(self, width: int, *, heads: int, dropout: float) -> None:

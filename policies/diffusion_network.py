@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import gelu, linear, scaled_dot_product_attention
 
 _INITIAL_STD = 0.02
 """Of linear layers, attention and positions, as in GPT-2."""
@@ -90,11 +91,9 @@ class DiffusionTransformer(nn.Module):
         self.embed_action = nn.Linear(action_features, width)
         self.action_position = nn.Parameter(torch.empty(tokens, width))
         self.dropout = nn.Dropout(sizes.embedding_dropout)
+        self.causal = sizes.causal
         self.layers = nn.ModuleList(
-            nn.TransformerDecoderLayer(
-                width, sizes.heads, 4 * width, sizes.dropout, "gelu", batch_first=True, norm_first=True
-            )
-            for _ in range(sizes.layers)
+            DecoderLayer(width, heads=sizes.heads, dropout=sizes.dropout) for _ in range(sizes.layers)
         )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, action_features)
@@ -122,9 +121,78 @@ class DiffusionTransformer(nn.Module):
         time = self.memory_perceptron(self.dropout(self.embed_step(step)[:, None] + self.memory_position[:1]))
         memory = torch.cat([time, memory], 1)
         x = self.dropout(self.embed_action(noisy) + self.action_position)
+        seen = ~self.unseen
         for layer in self.layers:
-            x = layer(x, memory, tgt_mask=self.after, memory_mask=self.unseen)
+            x = layer(x, memory, seen, causal=self.causal)
         return self.head(self.norm(x))  # type: ignore[no-any-return]
+
+
+class DecoderLayer(nn.Module):
+    """``nn.TransformerDecoderLayer`` with GELU, norms first and 4 d hidden units, by the same weights and names.
+
+    Without what torch's does for the general case one row takes 3/4 of the time on a CPU, a training step 9/10.
+    """
+
+    def __init__(self, width: int, *, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn = Attention(width, heads=heads, dropout=dropout)
+        self.multihead_attn = Attention(width, heads=heads, dropout=dropout)
+        self.linear1 = nn.Linear(width, 4 * width)
+        self.linear2 = nn.Linear(4 * width, width)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch tokens width"],
+        memory: Float[Tensor, "batch seen width"],
+        seen: Bool[Tensor, "tokens seen"],
+        *,
+        causal: bool,
+    ) -> Float[Tensor, "batch tokens width"]:
+        """Tokens that attend to each other, with ``causal`` to none after them, and to the memory where ``seen``."""
+        normed = self.norm1(x)
+        x = x + self.dropout(self.self_attn(normed, normed, causal=causal))
+        x = x + self.dropout(self.multihead_attn(self.norm2(x), memory, seen))
+        hidden = self.dropout(gelu(self.linear1(self.norm3(x))))
+        return x + self.dropout(self.linear2(hidden))  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """``nn.MultiheadAttention``, by the same weights and names: queries, keys and values are rows of one matrix."""
+
+    def __init__(self, width: int, *, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch tokens width"],
+        memory: Float[Tensor, "batch seen width"],
+        mask: Bool[Tensor, "tokens seen"] | None = None,
+        *,
+        causal: bool = False,
+    ) -> Float[Tensor, "batch tokens width"]:
+        """What tokens read from a memory where the mask lets them, or from each other if it is the same tensor."""
+        if memory is x:
+            queries, keys, values = self._projected(x, 0, 3)
+        else:
+            (queries,), (keys, values) = self._projected(x, 0, 1), self._projected(memory, 1, 3)
+        dropout = self.dropout if self.training else 0.0
+        read = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+        return self.out_proj(read.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def _projected(
+        self, x: Float[Tensor, "batch tokens width"], first: int, last: int
+    ) -> tuple[Float[Tensor, "batch heads tokens each"], ...]:
+        """Of queries, keys and values those from the first up to the last."""
+        width = x.shape[2]
+        rows = slice(first * width, last * width)
+        projected = linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])
+        return projected.view(*x.shape[:2], last - first, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
 
 
 class StepEmbedding(nn.Module):

@@ -359,7 +359,7 @@ def _case(name: str, method: str, data: MemoryData, arguments: Mapping[str, Any]
 
 
 def _pixels() -> list[Case]:
-    short = {**PRESETS["demonstrations"]["diffusion_policy"], "future": 15}
+    short = {**PRESETS["demonstrations"]["diffusion_policy"], "future": 8, "steps": 1000}
     chosen = [
         Case(
             "return_side_pixels-To16",

@@ -38,6 +38,9 @@ METAWORLD_MEMORY_TASKS = {
 }
 """Ids and names of the tasks of ``envs/robotics/metaworld_memory.py``."""
 
+PUSH_T = {"decisionrl/PushT-v0": "push_t"}
+"""Id and name of ``envs/robotics/pusht.py``."""
+
 WORLDS = dict.fromkeys(MEMORY_TASKS, ("decisionrl.envs.robotics.memory", "MemoryWorld"))
 """Ids with a batched world behind them: its module and class, which takes the arguments of the id and the number of
 copies and their device."""
@@ -61,6 +64,8 @@ def register_envs() -> None:
         _register(identifier, "decisionrl.envs.robotics.memory", "MemoryEnv", "MemoryVectorEnv", task=task)
     for identifier, task in METAWORLD_MEMORY_TASKS.items():
         _register(identifier, "decisionrl.envs.robotics.metaworld_memory", f"{_camel(task)}Env")
+    for identifier in PUSH_T:
+        _register(identifier, "decisionrl.envs.robotics.pusht", "PushTEnv")
 
 
 def _id(name: str) -> str:

@@ -57,7 +57,6 @@ class DiffusionTransformer(nn.Module):
         ValueError: an option has no valid value.
     """
 
-    after: Tensor
     unseen: Tensor
 
     def __init__(
@@ -100,11 +99,10 @@ class DiffusionTransformer(nn.Module):
         _initialize(self, generator)
 
         token, seen = torch.arange(tokens)[:, None], torch.arange(observations)
-        after = token < torch.arange(tokens)
         later = seen > token + observations - 1 - present
         unseen = torch.cat([torch.zeros_like(token, dtype=torch.bool), later], 1)
-        for name, mask in (("after", after), ("unseen", unseen)):
-            self.register_buffer(name, mask if sizes.causal else torch.zeros_like(mask), persistent=False)
+        unseen = unseen if sizes.causal else torch.zeros_like(unseen)
+        self.register_buffer("unseen", unseen, persistent=False)
 
     def encode(self, context: Float[Tensor, "batch To Do"]) -> Float[Tensor, "batch To width"]:
         """The memory of the observations, which is the same for all diffusion steps."""

@@ -26,6 +26,7 @@ LABS: Mapping[str, Callable[[], Lab]] = {
 DEMONSTRATIONS: Mapping[str, str] = {
     "lab/return-side": "decisionrl/ReturnSide-v0",
     "lab/count-visits": "decisionrl/CountVisits-v0",
+    "lab/push-t": "decisionrl/PushT-v0",
 }
 """Demonstrations of these tasks, recorded where they are asked for; nobody compared their segments."""
 

@@ -1,4 +1,4 @@
-"""Demonstrations of the tasks that need memory, by experts who remember."""
+"""Demonstrations by scripted experts, of the tasks that need memory and of Push-T."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from decisionrl.envs.make import make_world
-from decisionrl.envs.registration import MEMORY_TASKS, METAWORLD_MEMORY_TASKS
+from decisionrl.envs.registration import MEMORY_TASKS, METAWORLD_MEMORY_TASKS, PUSH_T
 from decisionrl.envs.robotics.memory import MemoryWorld
 from decisionrl.envs.robotics.metaworld_memory import Expert
 from decisionrl.experience.minari import minari_module, save_minari
@@ -22,14 +22,15 @@ from decisionrl.names import pick
 from decisionrl.seeding import generator
 
 METADATA = {
-    "title": "Demonstrations of tasks that need memory, by scripted experts",
+    "title": "Demonstrations by scripted experts",
     "arxiv": "2505.09561",
     "changes": "point masses and Meta-World's arm in place of the paper's robots; what is hidden is, as there, a side "
     "or a number of visits",
-    "kinds": f"the point-mass tasks {', '.join(MEMORY_TASKS)}, and on Meta-World {', '.join(METAWORLD_MEMORY_TASKS)}",
+    "kinds": f"the point-mass tasks {', '.join(MEMORY_TASKS)}, on Meta-World {', '.join(METAWORLD_MEMORY_TASKS)}, and "
+    f"{', '.join(PUSH_T)}",
 }
 
-TASKS = MEMORY_TASKS | METAWORLD_MEMORY_TASKS
+TASKS = MEMORY_TASKS | METAWORLD_MEMORY_TASKS | PUSH_T
 """Ids and names of the tasks."""
 
 LEAST_SUCCESS = 0.1
@@ -71,13 +72,13 @@ def record_demonstrations(
 ) -> EpisodeStore:
     """Episodes of the scripted expert.
 
-    Those of point masses are recorded whatever comes of them; those on Meta-World only if they succeed, and more are
-    played in place of the others. ``extras["success"]`` (bool) is the success of every step. ``info["success_rate"]``
+    Those of point masses are recorded whatever comes of them; the others only if they succeed, and more are played in
+    place of those that do not. ``extras["success"]`` (bool) is the success of every step. ``info["success_rate"]``
     is that of all ``info["played"]`` episodes. ``info["random_score"]`` is 0, about what random actions reach, and
-    ``info["expert_score"]`` 1, so that normalized scores are success rates in percent.
+    ``info["expert_score"]`` 1, so that normalized scores are success rates in percent, or scores of Push-T.
 
     Args:
-        env: the Gymnasium id of a task that needs memory.
+        env: the Gymnasium id of one of ``TASKS``.
         env_options: its arguments, such as ``{"step_length": 0.15, "pixels": True}``.
         episodes: how many are recorded.
         seed: of the starts and of how long the expert waits.
@@ -85,7 +86,8 @@ def record_demonstrations(
     Raises:
         UnknownNameError: env is not one of the ids.
         ValueError, TypeError: episodes < 1, the options are not valid, or the expert hardly ever succeeds with them.
-        ImportError: Meta-World, of the extra ``decisionrl[robotics]``, is needed and not installed.
+        ImportError: Meta-World (the extra ``decisionrl[robotics]``) or gym-pusht (``decisionrl[pusht]``) is needed and
+            not installed.
     """
     pick("env", env, TASKS)
     if episodes < 1:
@@ -98,9 +100,9 @@ def record_demonstrations(
         "env_options": dict(env_options or {}),
         "episodes": episodes,
         "seed": seed,
-        "success_reward": True,
+        "success_reward": env not in PUSH_T,
         "played": played,
-        "success_rate": float(store.returns.sum()) / played,
+        "success_rate": float(store.extras["success"].sum()) / played,
         "random_score": 0.0,
         "expert_score": 1.0,
     }
@@ -173,4 +175,10 @@ def _played(single: gymnasium.Env[Any, Any], expert: Expert, seed: int) -> dict[
         over = terminated or truncated
     fields = ("action", "reward", "terminated", "truncated", "success")
     columns = (np.array(column) for column in zip(*steps, strict=True))
-    return {"observation": np.stack(seen), **dict(zip(fields, columns, strict=True))}
+    return {"observation": _stacked(seen), **dict(zip(fields, columns, strict=True))}
+
+
+def _stacked(observations: list[Any]) -> Any:
+    if not isinstance(observations[0], Mapping):
+        return np.stack(observations)
+    return {name: np.stack([each[name] for each in observations]) for name in observations[0]}

@@ -6,7 +6,10 @@ from typing import Any, Literal, get_args
 
 import gymnasium
 import numpy as np
+import torch
 from numpy.typing import NDArray
+
+from decisionrl.envs.robotics.pusht_expert import PushTExpert
 
 Observed = Literal["state", "environment_state_agent_pos", "pixels_agent_pos", "pixels"]
 
@@ -58,6 +61,10 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float32]]):
         agent, block = self._physics.agent, self._physics.block
         return np.array([*agent.position, *block.position, block.angle])
 
+    def expert(self, generator: torch.Generator) -> Pusher:
+        """The scripted pusher for one episode; it decides by :attr:`state` and draws nothing."""
+        return Pusher(self)
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self._physics.np_random = self.np_random
@@ -78,6 +85,17 @@ class PushTEnv(gymnasium.Env[Any, NDArray[np.float32]]):
 
     def close(self) -> None:
         self._physics.close()
+
+
+class Pusher:
+    """:class:`~decisionrl.envs.robotics.pusht_expert.PushTExpert` in one environment, whatever is observed of it."""
+
+    def __init__(self, env: PushTEnv) -> None:
+        self._env, self._expert = env, PushTExpert()
+
+    def act(self, observation: Any) -> NDArray[np.float32]:
+        """What to do now, [2]."""
+        return self._expert.act(self._env.state)
 
 
 def _gym_pusht() -> Any:

@@ -28,10 +28,12 @@ from decisionrl.envs.robotics.pusht_expert import (
     pose_of,
     pushed,
 )
-from decisionrl.recording.pusht import record_pusht
+from decisionrl.recording.demonstrations import record_demonstrations
 from decisionrl.seeding import generator
 
 pytest.importorskip("gym_pusht")
+
+ENV = "decisionrl/PushT-v0"
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +228,7 @@ def test_films() -> None:
 
 
 def test_it_is_a_world() -> None:
-    world = make_world("decisionrl.envs.robotics.pusht:PushTEnv", num_envs=2, options={"max_steps": 4})
+    world = make_world(ENV, num_envs=2, options={"max_steps": 4})
     observation = world.reset([0, 1])
     assert isinstance(observation, torch.Tensor)
     assert observation.shape == (2, 5)
@@ -237,8 +239,8 @@ def test_it_is_a_world() -> None:
 
 
 def test_demonstrations() -> None:
-    recorded = record_pusht(episodes=3, seed=1)
-    again = record_pusht(episodes=3, seed=1)
+    recorded = record_demonstrations(env=ENV, episodes=3, seed=1)
+    again = record_demonstrations(env=ENV, episodes=3, seed=1)
     torch.testing.assert_close(recorded.observation, again.observation, rtol=0, atol=0)
     assert recorded.num_episodes == 3
     assert recorded.info["success_rate"] == 1
@@ -260,13 +262,15 @@ def test_demonstrations() -> None:
 
 
 def test_demonstrations_in_pixels() -> None:
-    recorded = record_pusht(episodes=1, env_options={"obs_type": "pixels_agent_pos", "max_steps": 6})
+    recorded = record_demonstrations(env=ENV, episodes=1, env_options={"obs_type": "pixels_agent_pos"}, seed=3)
     assert isinstance(recorded.observation, dict)
-    assert recorded.observation["pixels"].shape == (7, 96, 96, 3)
+    frames = int(recorded.length[0]) + 1
+    assert recorded.observation["pixels"].shape == (frames, 96, 96, 3)
     assert recorded.observation["pixels"].dtype == torch.uint8
-    assert recorded.observation["agent_pos"].shape == (7, 2)
-    assert recorded.info["success_rate"] == 0
-    assert recorded.truncated.tolist() == [False] * 5 + [True]
+    assert recorded.observation["agent_pos"].shape == (frames, 2)
+    assert recorded.terminated.tolist() == [False] * (frames - 2) + [True]
+    with pytest.raises(ValueError, match="the expert succeeded in 0 of 11 episodes"):
+        record_demonstrations(env=ENV, episodes=1, env_options={"max_steps": 6})
 
 
 def test_what_is_given_is_checked() -> None:
@@ -275,7 +279,7 @@ def test_what_is_given_is_checked() -> None:
     with pytest.raises(ValueError, match="max_steps = 0; valid: "):
         PushTEnv(max_steps=0)
     with pytest.raises(ValueError, match="episodes = 0; valid: "):
-        record_pusht(episodes=0)
+        record_demonstrations(env=ENV, episodes=0)
     for state in (np.zeros(4), np.full(5, np.nan)):
         with pytest.raises(ValueError, match="valid: 5 finite numbers"):
             PushTExpert().act(state)

@@ -107,7 +107,6 @@ def test_the_mask_of_four_tokens_and_two_observations() -> None:
         DO, DA, observations=2, tokens=4, present=1, sizes=DiffusionTransformerSizes(**SMALL), generator=rng()
     )
     assert (~network.unseen).tolist() == [[True, True, False], *[[True] * 3] * 3]
-    assert (~network.after).tolist() == [[i <= j for i in range(4)] for j in range(4)]
 
 
 def test_without_causal_masks_everything_sees_everything() -> None:

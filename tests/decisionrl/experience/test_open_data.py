@@ -112,7 +112,8 @@ def test_names_that_stand_for_nothing(minari_folder: Path, monkeypatch: pytest.M
         open_data(minari_folder / "missing")
     monkeypatch.setenv(ROOT, str(minari_folder / "missing"))
     with pytest.raises(
-        UnknownNameError, match="Known: lab/count-visits, lab/gridworld, lab/point, lab/return-side, lab/two-modes;"
+        UnknownNameError,
+        match="Known: lab/count-visits, lab/gridworld, lab/point, lab/push-t, lab/return-side, lab/two-modes;",
     ):
         open_data("toys/point-v0")
 

@@ -281,8 +281,8 @@ MODES = ("predict", "unsupervised", "absent")
 
 RETURN_SIDE = MemoryData(env="decisionrl/ReturnSide-v0")
 COUNT_VISITS = MemoryData(env="decisionrl/CountVisits-v0")
-CUE_REACH = MemoryData(env="decisionrl/MWCueReach-v0", episodes=100, measured=100, copies=50)
-PICK_AND_RETURN = MemoryData(env="decisionrl/MWPickAndReturn-v0", episodes=100, measured=100, copies=50)
+CUE_REACH = MemoryData(env="decisionrl/MWCueReach-v0", measured=100, copies=50)
+PICK_AND_RETURN = MemoryData(env="decisionrl/MWPickAndReturn-v0", measured=100, copies=50)
 PIXELS = MemoryData(env="decisionrl/ReturnSide-v0", options={"pixels": True})
 
 PRESET = PRESETS["demonstrations"]["ptp"]
@@ -301,6 +301,10 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 """Some past tokens only, no diffusion, or another network, whose tokens are an even number."""
 
 
+LONGER: Mapping[str, Any] = {"steps": 6000}
+"""Of Meta-World, whose demonstrations have many more steps."""
+
+
 def cases(profile: str, data: Path | None) -> list[Case]:
     """All cases of a profile, in the order of the report."""
     if profile == "quick":
@@ -311,12 +315,12 @@ def cases(profile: str, data: Path | None) -> list[Case]:
         *_variants(RETURN_SIDE, 8),
         *_ladder(COUNT_VISITS, (*CONTEXTS[:-1], 12, 16)),
         *_modes(COUNT_VISITS, 12, suffix="-epsilon", **EPSILON),
-        _oracle(CUE_REACH),
-        *_modes(CUE_REACH, 16, MODES[:1]),
-        *_modes(CUE_REACH, 16, stride=4),
-        _oracle(PICK_AND_RETURN),
-        *_modes(PICK_AND_RETURN, 2, MODES[:1]),
-        *_modes(PICK_AND_RETURN, 16, stride=8),
+        _oracle(CUE_REACH, **LONGER),
+        *_modes(CUE_REACH, 16, MODES[:1], **LONGER),
+        *_modes(CUE_REACH, 16, stride=4, **LONGER),
+        _oracle(PICK_AND_RETURN, **LONGER),
+        *_modes(PICK_AND_RETURN, 2, MODES[:1], **LONGER),
+        *_modes(PICK_AND_RETURN, 16, stride=4, **LONGER),
         *_pixels(),
     ]
 
@@ -341,9 +345,11 @@ def _modes(
     return [_case(name, mode, data, {**context, "past_tokens": mode, **arguments}) for mode in modes]
 
 
-def _oracle(data: MemoryData) -> Case:
+def _oracle(data: MemoryData, **arguments: Any) -> Case:
     seeing = replace(data, options={**data.options, "oracle": True})
-    return _case(f"{TASKS[data.env]}-oracle", "predict", seeing, {"observations": 2, "past_tokens": "predict"})
+    return _case(
+        f"{TASKS[data.env]}-oracle", "predict", seeing, {"observations": 2, "past_tokens": "predict", **arguments}
+    )
 
 
 def _variants(data: MemoryData, observations: int) -> list[Case]:

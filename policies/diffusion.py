@@ -71,7 +71,8 @@ class DiffusionPolicy(nn.Module):
     The policy acts by ``act(observation, state, noise=...)`` like every other; its state holds the features of the last
     To s observations, the actions executed then and those still to be executed, and rows are independent of each other.
     Noise is one whole number a row, the seed of all that is random in it. Without noise the seed is a function of what
-    was observed so far, so that the action is one too, and still distributed as a sample.
+    was observed so far, so that the action is one too, and still distributed as a sample. Every bit counts: features
+    that another batch size rounds another way give another, equally good sample.
 
     Args:
         observation_space: of any kind that has an encoder; observations are encoded one by one.
@@ -189,7 +190,14 @@ class DiffusionPolicy(nn.Module):
         return [group for group in groups if group["params"]]
 
     def features(self, observation: Observation) -> Float[Tensor, "batch To Do"]:
-        """Observations [batch, To, ...], encoded one by one."""
+        """Observations [batch, To, ...], encoded one by one.
+
+        Raises:
+            ValueError: the context is shorter or longer.
+        """
+        seen = (observation if isinstance(observation, Tensor) else next(iter(observation.values()))).shape[1]
+        if seen != self.context.observations:
+            raise ValueError(f"observation: {seen} in a context; valid: {self.context.observations}")
         if isinstance(observation, Tensor):
             encoded = self.encoder.forward(observation.flatten(0, 1))
         else:

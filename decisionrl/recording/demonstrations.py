@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def demonstrations(
 
     Raises:
         ImportError: minari or h5py, of the extra ``decisionrl[offline]``, are not installed.
-        UnknownNameError, ValueError, TypeError: see :func:`record_demonstrations`; or the directory is there already.
+        UnknownNameError, ValueError: see :func:`record_demonstrations`; or the directory is there already.
     """
     minari_module()
     task = pick("env", env, TASKS)
@@ -85,7 +86,7 @@ def record_demonstrations(
 
     Raises:
         UnknownNameError: env is not one of the ids.
-        ValueError, TypeError: episodes < 1, the options are not valid, or the expert hardly ever succeeds with them.
+        ValueError: episodes < 1, the options are not valid, or the expert hardly ever succeeds with them.
         ImportError: Meta-World (the extra ``decisionrl[robotics]``) or gym-pusht (``decisionrl[pusht]``) is needed and
             not installed.
     """
@@ -111,7 +112,8 @@ def record_demonstrations(
 
 def _side_by_side(env: str, env_options: dict[str, Any], episodes: int, seed: int) -> tuple[EpisodeStore, int]:
     """Episodes of point masses, and how many were played."""
-    world = make_world(env, num_envs=episodes, options=env_options)
+    with _named_options(env, env_options):
+        world = make_world(env, num_envs=episodes, options=env_options)
     assert isinstance(world, MemoryWorld)
     seeds = torch.randint(2**31, (episodes,), generator=generator(seed, "demonstrations/starts"))
     world.reset(seeds.tolist())
@@ -143,7 +145,8 @@ def _side_by_side(env: str, env_options: dict[str, Any], episodes: int, seed: in
 
 def _one_by_one(env: str, env_options: dict[str, Any], episodes: int, seed: int) -> tuple[EpisodeStore, int]:
     """Successful episodes of a single environment, and how many were played."""
-    single = gymnasium.make(env, disable_env_checker=True, **env_options)
+    with _named_options(env, env_options):
+        single = gymnasium.make(env, disable_env_checker=True, **env_options)
     starts, waits = (generator(seed, f"demonstrations/{name}") for name in ("starts", "expert"))
     kept: list[dict[str, Any]] = []
     played = 0
@@ -159,6 +162,15 @@ def _one_by_one(env: str, env_options: dict[str, Any], episodes: int, seed: int)
     single.close()
     store = store_episodes(kept, observation_space=single.observation_space, action_space=single.action_space)
     return store, played
+
+
+@contextmanager
+def _named_options(env: str, env_options: dict[str, Any]) -> Iterator[None]:
+    """Raise ValueError for an option that the environment does not have."""
+    try:
+        yield
+    except TypeError as error:
+        raise ValueError(f"env_options = {env_options}: {error}; valid: options of {env}") from error
 
 
 def _played(single: gymnasium.Env[Any, Any], expert: Expert, seed: int) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """Tasks that need memory in the physics of Meta-World v3, and experts who remember.
 
-import gymnasium
-
-env = gymnasium.make("decisionrl/MWCueReach-v0")
+env = gymnasium.make("decisionrl.envs:decisionrl/MWCueReach-v0")
 observation, _ = env.reset(seed=0)
 expert = env.unwrapped.expert(torch.Generator().manual_seed(0))
 action = expert.act(observation)

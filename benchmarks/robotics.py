@@ -306,7 +306,7 @@ LONGER: Mapping[str, Any] = {"steps": 6000}
 
 
 def cases(profile: str, data: Path | None) -> list[Case]:
-    """All cases of a profile, in the order of the report."""
+    """All cases of a profile, in the order of the report; there is no use for ``data``."""
     if profile == "quick":
         return [_oracle(RETURN_SIDE), *_modes(RETURN_SIDE, 2, MODES[:1]), *_modes(RETURN_SIDE, 8)]
     return [

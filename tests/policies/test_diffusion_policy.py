@@ -478,6 +478,8 @@ def test_errors_name_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
         DiffusionSchedule(prediction="v")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="inference_steps = 101; valid: 1 to train_steps = 100"):
         DiffusionSchedule(inference_steps=101)
+    with pytest.raises(ValueError, match="observation: 2 in a context; valid: 3"):
+        policy().features(torch.zeros(3, 2, 2))
     with pytest.raises(TypeError, match="no log-probabilities"):
         policy().evaluate(None)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "diffusers", None)

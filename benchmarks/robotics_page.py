@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,10 @@ LADDER_IMAGE = "images/context_ladder.png"
 
 FASTER = 5.0
 """What training on cached embeddings is to save: the seconds from end to end over its own."""
+
+
+ROUNDING = 1e-9
+"""Of means of shares; a mean of exactly what is asked for counts as that."""
 
 
 @dataclass(frozen=True, order=True)
@@ -99,7 +104,7 @@ def robotics_sections(rows: Sequence[Row], profile: str) -> list[str]:
         "is measured from the same starts. Past action tokens are trained (predict: past-token prediction, arXiv "
         "2505.09561), left untrained (unsupervised: the paper's baseline), or left out (absent). Seconds are wall time "
         "on one thread.",
-        *section("### Controls", CONTROLS, _controls(rows)),
+        *section("### Controls", CONTROLS, _controls(rows, void)),
         *(_picture(rows) if profile == "full" else []),
         *(part for task in tasks for part in _ladder(rows, task, void)),
         *_section("### What past-token prediction gains", "", _differences(success, void)),
@@ -120,7 +125,8 @@ VOID = f"**Void**: the oracle of the task does not reach {SOLVED}, so what is co
 
 IMAGES = (
     "ReturnSide seen as images of 32 x 32 pixels. An image has no room for what is hidden, so there is no oracle. "
-    "`To2/predict` is the short-context policy alone, whose encoder `cached` keeps."
+    "`To2/predict` is the short-context policy alone, whose encoder `cached` keeps: its training and the embedding of "
+    "all frames are part of the whole training of `cached`."
 )
 
 DIAGNOSTICS = (
@@ -139,7 +145,7 @@ def context_ladder(rows: Sequence[Row]) -> Figure | None:
 
 def _void(rows: Sequence[Row]) -> set[str]:
     """The tasks that their oracle does not solve."""
-    return {task for task, solved in _oracles(rows).items() if solved.value < SOLVED}
+    return {task for task, solved in _oracles(rows).items() if solved.value < SOLVED - ROUNDING}
 
 
 def _oracles(rows: Sequence[Row]) -> dict[str, Estimate]:
@@ -159,12 +165,12 @@ def _named(case: str, void: Collection[str]) -> str:
     return f"{case} (void)" if (rung.task if rung else case.removesuffix(ORACLE)) in void else case
 
 
-def _controls(rows: Sequence[Row]) -> str | None:
+def _controls(rows: Sequence[Row], void: Collection[str]) -> str | None:
     experts = {row.case.removesuffix(ORACLE): row.reference for row in rows if row.metric == "success"}
-    lines = []
-    for task, solved in _oracles(rows).items():
-        verdict = "yes" if solved.value >= SOLVED else "no: void"
-        lines.append(line(task, _share(solved), number(experts[task]), str(solved.n), verdict))
+    lines = [
+        line(task, _share(solved), number(experts[task]), str(solved.n), "no: void" if task in void else "yes")
+        for task, solved in _oracles(rows).items()
+    ]
     return table(["task", "success of the oracle", "of the demonstrations", "seeds", f"at least {SOLVED}"], lines)
 
 
@@ -179,7 +185,8 @@ def _ladder(rows: Sequence[Row], task: str, void: Collection[str]) -> list[str]:
         if not known:
             continue
         one |= rung.observations == 1
-        over = [mode for mode, estimate in known.items() if rung.bound is not None and estimate.value > rung.bound]
+        limit = math.inf if rung.bound is None else rung.bound + ROUNDING
+        over = [mode for mode, estimate in known.items() if estimate.value > limit]
         within = "–" if rung.bound is None else f"no: {', '.join(over)}" if over else "yes"
         seeds = sorted({estimate.n for estimate in known.values()})
         lines.append(

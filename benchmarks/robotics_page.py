@@ -50,7 +50,6 @@ LADDER_IMAGE = "images/context_ladder.png"
 FASTER = 5.0
 """What training on cached embeddings is to save: the seconds from end to end over its own."""
 
-
 ROUNDING = 1e-9
 """Of means of shares; a mean of exactly what is asked for counts as that."""
 

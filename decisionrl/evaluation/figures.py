@@ -198,8 +198,8 @@ def ladder_figure(panels: Sequence[Ladder], *, bound_label: str) -> Figure:
     drawn: dict[str, Any] = {}
     for axes, panel in zip(row, panels, strict=True):
         if panel.bound:
-            x, y = zip(*panel.bound, strict=True)
-            (dashes,) = axes.step(x, y, where="mid", color=INK, linewidth=1.2, linestyle=(0, (4, 2.5)))
+            at, limit = zip(*panel.bound, strict=True)
+            (dashes,) = axes.step(at, limit, where="mid", color=INK, linewidth=1.2, linestyle=(0, (4, 2.5)))
             drawn[bound_label] = dashes
         for method, curve in panel.curves.items():
             place = methods.index(method)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from decisionrl.benchmarks.control_peer import PEER
+from decisionrl.benchmarks.page_tables import number, section, table
 from decisionrl.evaluation.results import Row
 from decisionrl.evaluation.summaries import CaseSummary, Entry, summarize
 
@@ -27,15 +28,11 @@ def control_sections(rows: Sequence[Row], profile: str) -> list[str]:
         "20 episodes that no training saw, or exact where the environment is a table. Seconds are processor time of "
         "the training on one thread. Steps to the threshold are counted until the mean of the last 100 training "
         "episodes is as large as the return from which the environment counts as solved.",
-        *_section("### PPO beside Stable-Baselines3", _beside_peer(of_metric["mean_return"])),
-        *_section("### All recipes", _returns(of_metric["mean_return"])),
-        *_section("### Prompt bandit", _bandit(of_metric["value"])),
-        *_section("### Inventory as control", _inventory(of_metric["cost"])),
+        *section("### PPO beside Stable-Baselines3", _beside_peer(of_metric["mean_return"])),
+        *section("### All recipes", _returns(of_metric["mean_return"])),
+        *section("### Prompt bandit", _bandit(of_metric["value"])),
+        *section("### Inventory as control", _inventory(of_metric["cost"])),
     ]
-
-
-def _section(heading: str, table: str | None) -> list[str]:
-    return [] if table is None else [heading, table]
 
 
 def _beside_peer(cases: Sequence[CaseSummary]) -> str | None:
@@ -51,7 +48,7 @@ def _beside_peer(cases: Sequence[CaseSummary]) -> str | None:
         cells = [_estimate(by_method["ppo"]), _estimate(by_method[PEER]), number(ours), number(theirs), ratio]
         lines.append(f"| {case.case} | {' | '.join(cells)} |")
     head = ["case", "return, ours", "return, theirs", "CPU seconds, ours", "CPU seconds, theirs", "ratio"]
-    return _table(head, lines)
+    return table(head, lines)
 
 
 def _returns(cases: Sequence[CaseSummary]) -> str | None:
@@ -69,7 +66,7 @@ def _returns(cases: Sequence[CaseSummary]) -> str | None:
             ]
             lines.append(f"| {case.case} | {entry.method} | {' | '.join(cells)} |")
     head = ["case", "recipe", "return", "gap to the optimum", "return of training", "steps to threshold", "CPU seconds"]
-    return _table(head, lines)
+    return table(head, lines)
 
 
 def _bandit(cases: Sequence[CaseSummary]) -> str | None:
@@ -81,7 +78,7 @@ def _bandit(cases: Sequence[CaseSummary]) -> str | None:
             cosine = metrics[entry.method].get("gradient_cosine")
             cosine_text = "–" if cosine is None or cosine.value is None else f"{cosine.value:.4f}"
             lines.append(f"| {entry.method} | {_estimate(entry)} | {number(entry.reference)} | {gap} | {cosine_text} |")
-    return _table(["recipe", "value", "optimum", "gap", "cosine of mean and exact gradient"], lines)
+    return table(["recipe", "value", "optimum", "gap", "cosine of mean and exact gradient"], lines)
 
 
 def _inventory(cases: Sequence[CaseSummary]) -> str | None:
@@ -92,7 +89,7 @@ def _inventory(cases: Sequence[CaseSummary]) -> str | None:
             gap = "–" if entry.gap is None else f"{100 * entry.gap:+.2f} %"
             cells = [_estimate(entry), number(entry.reference), gap, _value(metrics[entry.method].get("cpu_seconds"))]
             lines.append(f"| {case.case.removeprefix(INVENTORY)} | {entry.method} | {' | '.join(cells)} |")
-    return _table(["setting", "recipe", "cost per period and store", "optimum", "gap", "CPU seconds"], lines)
+    return table(["setting", "recipe", "cost per period and store", "optimum", "gap", "CPU seconds"], lines)
 
 
 def _others(case: CaseSummary) -> Mapping[str, Mapping[str, Entry]]:
@@ -112,12 +109,6 @@ def _steps_to_threshold(metrics: Mapping[str, Entry]) -> str:
     return f"{number(steps.value)} ({steps.seeds} of {reached.seeds})"
 
 
-def _table(head: Sequence[str], lines: Sequence[str]) -> str | None:
-    if not lines:
-        return None
-    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines])
-
-
 def _estimate(entry: Entry | None) -> str:
     text = _value(entry)
     if entry is None or entry.low is None or entry.high is None:
@@ -127,10 +118,3 @@ def _estimate(entry: Entry | None) -> str:
 
 def _value(entry: Entry | None) -> str:
     return number(None if entry is None else entry.value)
-
-
-def number(value: float | None) -> str:
-    """Four significant digits, whole numbers with separators from a thousand on."""
-    if value is None:
-        return "–"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

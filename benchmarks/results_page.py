@@ -1,4 +1,4 @@
-"""Write docs/results.md from the results files kept under benchmarks/results/.
+"""Write docs/results.md and its figure from the results files kept under benchmarks/results/.
 
     python -m decisionrl.benchmarks.results_page [RESULTS_DIRECTORY] [PAGE]
 
@@ -13,9 +13,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from decisionrl.benchmarks.control_page import control_sections, number
+from decisionrl.benchmarks.control_page import control_sections
+from decisionrl.benchmarks.page_tables import number
 from decisionrl.benchmarks.preferences_page import preferences_sections
+from decisionrl.benchmarks.robotics_page import LADDER_IMAGE, context_ladder, robotics_sections
 from decisionrl.benchmarks.robust_page import robust_sections
+from decisionrl.evaluation.figures import report_style, save_png
 from decisionrl.evaluation.results import Row, read_results
 
 
@@ -56,14 +59,15 @@ TARGETS = [
 
 
 def page(results: Path) -> str:
-    """The page as markdown, from RESULTS/{inventory,control,robust,preferences}-* and RESULTS/speed-*."""
+    """The page as markdown, from RESULTS/{inventory,control,robust,preferences,robotics}-* and RESULTS/speed-*."""
     quick, full = (_rows(results / f"inventory-{profile}") for profile in ("quick", "full"))
     parts = [
         "# Results",
         "Every number comes from a `results.json` under `benchmarks/results/`, written by `decisionrl bench` "
-        "(`inventory`, `control`, `robust`, `preferences`), or by a script of `benchmarks/speed/`; this page is made "
-        "from them by `python -m decisionrl.benchmarks.results_page`. Gaps are relative to the reference, positive is "
-        "worse, with 95 % intervals; a control of known cost is paired on the same demand where there is one.",
+        "(`inventory`, `control`, `robust`, `preferences`, `robotics`), or by a script of `benchmarks/speed/`; this "
+        "page is made from them by `python -m decisionrl.benchmarks.results_page`. Gaps are relative to the reference, "
+        "positive is worse, with 95 % intervals; a control of known cost is paired on the same demand where there is "
+        "one.",
         _provenance(results),
         "## Inventory: targets",
         _targets(quick, full),
@@ -89,6 +93,8 @@ def page(results: Path) -> str:
         *robust_sections(_rows(results / "robust-quick"), "quick"),
         *preferences_sections(_rows(results / "preferences-full"), "full"),
         *preferences_sections(_rows(results / "preferences-quick"), "quick"),
+        *robotics_sections(_rows(results / "robotics-full"), "full"),
+        *robotics_sections(_rows(results / "robotics-quick"), "quick"),
         *_speed(results),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -277,6 +283,12 @@ SPEED_NOTES = {
     "speed-control": "PPO and Stable-Baselines3's PPO with the same hyperparameters on one thread, whole trainings in "
     "turns: medians of the rounds with the smallest and largest. A ratio is our seconds over theirs. `seconds_...` say "
     "where the processor time of one more training goes.",
+    "speed-robotics": "The library and a plain loop that does the same, on one thread; losses, samples and actions of "
+    "both agree before anything is timed. A speedup is the other's seconds over the library's, the median of the "
+    "rounds with the smallest and largest: `update` a training step with past tokens, `encode_once` sampling beside "
+    "encoding the context anew in every denoising step, `candidates_5` five candidates at once beside one after the "
+    "other, `rollout` episodes side by side beside one after the other. `ratio`: a decision with five candidates over "
+    "one with a single. `latency_ms`: a decision for one robot.",
     "speed-preferences": "Updates of contrastive preference learning on the same segments, 96 pairs of 64 steps, on "
     "one thread, drawing the batch included: a plain loop's seconds over the library's, the median of the rounds with "
     "the smallest and largest. `loss` is the library's on one batch beside the plain loop's, with the same weights.",
@@ -289,6 +301,10 @@ def main(arguments: Sequence[str], write: Callable[[Path], object] = print) -> N
     target = Path(arguments[1]) if len(arguments) > 1 else Path("docs/results.md")
     target.write_text(page(results), encoding="utf-8")
     write(target)
+    with report_style():
+        figure = context_ladder(_rows(results / "robotics-full"))
+        if figure is not None:
+            write(save_png(figure, target.parent / LADDER_IMAGE))
 
 
 if __name__ == "__main__":

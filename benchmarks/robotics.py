@@ -141,7 +141,7 @@ class PixelsCase:
                 short = recipe("diffusion_policy")(
                     data=str(data), seed=context.seed, device=context.device, **self.short
                 )
-                first = trained(short, context, share=0.5)
+                first = trained(short, context, end=0.5)
                 whole.wall, whole.cpu = first.clock.wall, first.clock.cpu
                 context.directory.mkdir(parents=True, exist_ok=True)
                 save_weights(short.policy, context.directory / "short.safetensors")
@@ -149,7 +149,7 @@ class PixelsCase:
             whole.start()
             experiment = recipe("ptp")(data=str(data), seed=context.seed, device=context.device, **arguments)
             whole.stop()  # embedding is a part of the training
-            record = trained(experiment, context)
+            record = trained(experiment, context, begin=0.5 if self.cached else 0.0)
             head.wall, head.cpu = record.clock.wall, record.clock.cpu
             whole.wall += head.wall
             whole.cpu += head.cpu
@@ -162,8 +162,8 @@ class PixelsCase:
         return CaseResult(rows, Series(curve=_curve(record)))
 
 
-def trained(experiment: Experiment, context: CaseContext, *, share: float = 1.0) -> Record:
-    """Train as long as the recipe says, with the success over the updates."""
+def trained(experiment: Experiment, context: CaseContext, *, begin: float = 0.0, end: float = 1.0) -> Record:
+    """Train as long as the recipe says, with the success over the updates; begin, end: of the case's progress."""
     assert experiment.evaluate is not None
     evaluate = experiment.evaluate
 
@@ -171,7 +171,7 @@ def trained(experiment: Experiment, context: CaseContext, *, share: float = 1.0)
         return float(evaluate(policy, episodes=CURVE_EPISODES, seed=EVALUATION_SEED + 1)["mean_return"])
 
     def progress(done: float, text: str) -> None:
-        context.progress(share * done, text)
+        context.progress(begin + (end - begin) * done, text)
 
     return train(experiment, experiment.config["steps"], progress, points=CURVE_POINTS, measure=success)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from decisionrl.benchmarks.control_page import number
+from decisionrl.benchmarks.page_tables import number
 from decisionrl.evaluation.results import Row
 from decisionrl.evaluation.summaries import summarize
 

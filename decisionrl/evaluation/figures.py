@@ -13,6 +13,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
 from decisionrl.evaluation.results import write_atomically
@@ -72,6 +73,7 @@ _SMALL_LEGEND = 8  # methods whose names fit below a small figure
 _LABEL_WIDTH = 26  # letters of an axis label in one line
 _FEW_POINTS = 12  # points of a curve that are each marked
 _NAMED_LINES = 6  # lines of one panel that get a color and a name
+_DODGE = 0.06  # doublings between methods whose intervals would lie on each other
 _LABELED_EDGES = 24  # edges of a network that still have room for a label
 
 
@@ -171,6 +173,56 @@ def learning_curve(run: Path) -> Path | None:
         axes.xaxis.set_major_formatter(FuncFormatter(_short_number))
         axes.legend(loc="best")
         return save_png(figure, run / "learning_curve.png")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ladder:
+    """One panel of :func:`ladder_figure`: shares at a few rungs, by method, and what they cannot exceed.
+
+    `bound` is a line by its points, `name` what stands above the panel.
+    """
+
+    name: str
+    curves: Mapping[str, Curve]
+    bound: Sequence[tuple[float, float]] = ()
+
+
+def ladder_figure(panels: Sequence[Ladder], *, bound_label: str) -> Figure:
+    """Shares over rungs that double, one panel for each ladder, with the same methods in the same colors.
+
+    Intervals are drawn as far as shares go, from 0 to 1; a bound as dashes from its first rung to its last.
+    """
+    figure = Figure(figsize=(3.5 * len(panels) + 0.4, 3.3), layout="constrained")
+    row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    methods = list(dict.fromkeys(method for panel in panels for method in panel.curves))
+    drawn: dict[str, Any] = {}
+    for axes, panel in zip(row, panels, strict=True):
+        if panel.bound:
+            at, limit = zip(*panel.bound, strict=True)
+            (dashes,) = axes.step(at, limit, where="mid", color=INK, linewidth=1.2, linestyle=(0, (4, 2.5)))
+            drawn[bound_label] = dashes
+        for method, curve in panel.curves.items():
+            place = methods.index(method)
+            apart = 2 ** (_DODGE * (place - (len(methods) - 1) / 2))
+            x, y = np.asarray(curve.x, dtype=float) * apart, np.asarray(curve.y, dtype=float)
+            low, high = (y if end is None else np.clip(end, 0.0, 1.0) for end in (curve.low, curve.high))
+            axes.vlines(x, low, high, color=method_color(place), linewidth=1.3, alpha=0.55)
+            (drawn[method],) = axes.plot(x, y, color=method_color(place), marker="o", markersize=4.5, linewidth=1.9)
+        rungs = sorted({each for curve in panel.curves.values() for each in curve.x})
+        axes.set_title(panel.name, fontweight="bold", fontsize=11)
+        axes.set_xlabel(next(iter(panel.curves.values())).x_label, fontsize=11)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(FixedLocator(rungs))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(_short_number))
+        axes.tick_params(labelsize=11)
+        axes.set_ylim(-0.03, 1.05)
+        axes.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
+        axes.yaxis.set_major_formatter(FuncFormatter(_short_number))
+    row[0].set_ylabel(next(iter(panels[0].curves.values())).y_label, fontsize=11)
+    names = [name for name in (*methods, bound_label) if name in drawn]
+    figure.legend([drawn[name] for name in names], names, loc="outside lower center", ncols=len(names), fontsize=11)
+    return figure
 
 
 def path_figure(title: str, path: SamplePath) -> Figure:

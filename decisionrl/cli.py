@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import json
 import logging
 import os
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
 import click
 
@@ -122,6 +121,7 @@ def train(
     import torch
 
     from decisionrl.recipes import recipe as find_recipe
+    from decisionrl.recipes.saved import own_arguments, read_config
 
     torch.set_num_threads(threads or 1)
     function = find_recipe(recipe)
@@ -131,7 +131,10 @@ def train(
         extra = [f"--{key}" for key, value in given.items() if value is not None]
         if extra:
             raise click.UsageError(f"--resume goes on with the run as it was asked for; not with {', '.join(extra)}")
-        arguments = _saved_arguments(resume, recipe, function) | _arguments(recipe, function, {"device": device}, ())
+        config = read_config(resume)
+        if config.get("recipe") != recipe:
+            raise click.UsageError(f"{resume} is a run of recipe {config.get('recipe')!r}, not {recipe!r}")
+        arguments = own_arguments(function, config) | _arguments(recipe, function, {"device": device}, ())
         out = resume
     else:
         options = {"env": env, "setting": setting, "data": data, "steps": steps, "seed": seed, "device": device}
@@ -152,8 +155,10 @@ def evaluate(directory: Path, episodes: int | None, seed: int, video: Path | Non
     """Measure the trained policy of a run directory."""
     import torch
 
+    from decisionrl.recipes.saved import load_run
+
     torch.set_num_threads(1)
-    experiment = _load_run(directory)
+    experiment = _built(load_run, {"directory": directory})
     if experiment.evaluate is None:
         raise click.UsageError(f"the recipe of {directory} has no evaluation")
     result = experiment.evaluate(experiment.policy, episodes=episodes, seed=seed)
@@ -321,7 +326,9 @@ def _arguments(
     name: str, function: Any, given: Mapping[str, Any], assignments: tuple[str, ...], *, kind: str = "recipe"
 ) -> dict[str, Any]:
     """The recipe's (or maker's) keyword arguments from options and --set, all checked against its signature."""
-    hints = _parameters(function)
+    from decisionrl.recipes.saved import parameters
+
+    hints = parameters(function)
     arguments: dict[str, Any] = {}
     for key, value in given.items():
         if value is None:
@@ -348,18 +355,6 @@ def _arguments(
         if not _fits(value, hints[key]):
             raise click.UsageError(f"{key} = {value!r} is no argument of {kind} {name}; valid: {_shown(hints[key])}")
     return arguments
-
-
-def _parameters(function: Any) -> dict[str, Any]:
-    """The keyword arguments of a recipe and their types, those of ``**common: Unpack[...]`` among them."""
-    hints = get_type_hints(function)
-    parameters: dict[str, Any] = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            parameters |= get_type_hints(get_args(hints[name])[0])
-        else:
-            parameters[name] = hints[name]
-    return parameters
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -420,25 +415,6 @@ def _value(text: str) -> Any:
         return text
 
 
-def _saved_arguments(directory: Path, recipe: str | None, function: Any) -> dict[str, Any]:
-    config = _read_config(directory)
-    if recipe is not None and config.get("recipe") != recipe:
-        raise click.UsageError(f"{directory} is a run of recipe {config.get('recipe')!r}, not {recipe!r}")
-    known = _parameters(function)
-    return {key: value for key, value in config.items() if key in known}
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-    path = directory / "config.json"
-    try:
-        config: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise click.UsageError(f"{directory} holds no run: {path} does not exist") from None
-    except ValueError as error:
-        raise click.UsageError(f"{path}: not valid JSON: {error}") from None
-    return config
-
-
 def _default_directory(config: Mapping[str, Any]) -> Path:
     """runs/RECIPE-SETTING-DATA-POLICY-seedN or runs/RECIPE-ENV-seedN, with a number behind it if that is taken."""
     words = [config.get("recipe"), config.get("setting"), config.get("data") or config.get("env"), config.get("policy")]
@@ -459,6 +435,7 @@ def _fit(experiment: Any, out: Path, *, resume: bool, checkpoint_every: int | No
     from decisionrl.checkpoint import save_weights
     from decisionrl.evaluation.figures import learning_curve
     from decisionrl.evaluation.results import write_json
+    from decisionrl.run import FINAL
     from decisionrl.trainer import Trainer
 
     steps = experiment.config["steps"]
@@ -479,7 +456,7 @@ def _fit(experiment: Any, out: Path, *, resume: bool, checkpoint_every: int | No
         callbacks.append(Evaluate(measured, every=max(1, steps // 8)))
     trainer = Trainer(experiment, callbacks=callbacks, out=out, seed=experiment.config.get("seed"), resume=resume)
     trainer.fit(steps)
-    save_weights(experiment.policy, out / "final.safetensors")
+    save_weights(experiment.policy, out / FINAL)
     curve = learning_curve(out)
     click.echo(f"run: {out}" + ("" if curve is None else f"  learning curve: {curve}"))
     if experiment.evaluate is not None:
@@ -509,24 +486,6 @@ def _data_set_line(directory: Path, store: Any) -> str:
     if {"random_score", "expert_score"} <= store.info.keys():
         text += f"  normalized score {store.normalized_score(mean):.1f}"
     return text
-
-
-def _load_run(directory: Path) -> Any:
-    from decisionrl import checkpoint, run
-    from decisionrl.recipes import recipe as find_recipe
-
-    config = _read_config(directory)
-    function = find_recipe(str(config.get("recipe")))
-    experiment = _built(function, _saved_arguments(directory, None, function))
-    final = directory / "final.safetensors"
-    if final.exists():
-        checkpoint.load_weights(experiment.policy, final)
-        return experiment
-    state = checkpoint.load_newest(directory / run.CHECKPOINTS)
-    if state is None:
-        raise click.UsageError(f"{directory} holds neither final weights nor a checkpoint")
-    experiment.policy.load_state_dict(state["learner"]["policy"])
-    return experiment
 
 
 def _print_result(result: Mapping[str, Any]) -> None:
@@ -566,9 +525,7 @@ def _catalogue(kind: str) -> dict[str, str]:
         from decisionrl.recording import metadata as maker_metadata
 
         labs = {name: (make.__doc__ or "").splitlines()[0] for name, make in LABS.items()}
-        shown = {
-            name: f"Demonstrations of {env} by a scripted expert who remembers." for name, env in DEMONSTRATIONS.items()
-        }
+        shown = {name: f"Demonstrations of {env} by a scripted expert." for name, env in DEMONSTRATIONS.items()}
         made = {f"make-dataset {name}": _recipe_line(maker_metadata(name)) for name in MAKERS}
         return {**labs, **shown, **made}
     return {name: (importlib.import_module(module).__doc__ or "").splitlines()[0] for name, module in SUITES.items()}

@@ -5,6 +5,7 @@
     DIR/config.json      every resolved setting
     DIR/run.json         seed, device, threads, versions
     DIR/checkpoints/     see decisionrl.checkpoint
+    DIR/final.safetensors  the weights that the training ended with
     DIR/...              what the callbacks write: metrics.jsonl, best.safetensors, tensorboard/
 """
 
@@ -27,6 +28,7 @@ from decisionrl.version import commit
 CONFIG = "config.json"
 RUN = "run.json"
 CHECKPOINTS = "checkpoints"
+FINAL = "final.safetensors"
 
 
 class RunError(RuntimeError):

@@ -28,6 +28,7 @@ from decisionrl.policies.encoded import EncodedPolicy
 from decisionrl.policies.encoders import Encoder
 from decisionrl.policies.image_encoders import Pool, context_encoder
 from decisionrl.recipes.offline import DataOptions, Recorded, at_least, cosine
+from decisionrl.run import FINAL
 from decisionrl.seeding import generator
 
 Network = Literal["transformer", "unet"]
@@ -42,9 +43,6 @@ SETTINGS: Mapping[tuple[str, str], DiffusionSettings] = {
     ("unet", "cpu"): replace(CPU, network=DiffusionUnetSizes(channels=(32, 64), step_width=32)),
 }
 """By network and size."""
-
-WEIGHTS = "final.safetensors"
-"""Where a run keeps the weights it ended with."""
 
 BETAS: Mapping[str, tuple[float, float]] = {"transformer": (0.9, 0.95), "unet": (0.95, 0.999)}
 """Of AdamW, by network."""
@@ -176,7 +174,7 @@ class Demonstrations(Recorded):
         path = Path(run)
         encoder = self.encoder(generator(self.seed, "policy")).to(self.device)
         try:
-            load_weights(encoder, path / WEIGHTS if path.is_dir() else path, part="encoder")
+            load_weights(encoder, path / FINAL if path.is_dir() else path, part="encoder")
         except CheckpointError as error:
             raise DatasetError(
                 f"encoder = {run!r}: {error}; valid: the folder of a finished run on such data, with equal "

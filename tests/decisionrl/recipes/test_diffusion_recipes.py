@@ -18,7 +18,6 @@ from gymnasium import spaces
 from torch import Tensor
 
 from decisionrl.callbacks import Checkpoint
-from decisionrl.cli import _parameters
 from decisionrl.composition import AveragedLearner
 from decisionrl.experience.context_windows import ContextWindows
 from decisionrl.experience.d4rl import save_d4rl
@@ -36,6 +35,7 @@ from decisionrl.policies.diffusion_unet import DiffusionUnet
 from decisionrl.recipes import ON_DEMONSTRATIONS, metadata, recipe
 from decisionrl.recipes.offline import cosine
 from decisionrl.recipes.offline_presets import DEMONSTRATIONS, offline_preset
+from decisionrl.recipes.saved import parameters
 from decisionrl.trainer import Trainer
 
 TINY: dict[str, Any] = {
@@ -139,7 +139,7 @@ def test_the_config_says_it_all(name: str, arguments: dict[str, Any]) -> None:
     experiment = tiny(name, **arguments)
     config = json.loads(json.dumps(experiment.config))
     assert config.pop("recipe") == name
-    assert config.keys() == _parameters(recipe(name)).keys() - {"device"}, "what is not used is not there"
+    assert config.keys() == parameters(recipe(name)).keys() - {"device"}, "what is not used is not there"
     assert all(config[key] == value for key, value in {**TINY, **arguments}.items())
     again = recipe(name)(**config)
     assert again.config == experiment.config
@@ -353,7 +353,7 @@ def test_the_encoder_has_a_decay_of_its_own(tmp_path: Path) -> None:
 def test_presets_are_arguments_of_their_recipes() -> None:
     assert set(ON_DEMONSTRATIONS) < DEMONSTRATIONS.keys()
     for name, preset in DEMONSTRATIONS.items():
-        assert preset.keys() <= _parameters(recipe(name)).keys()
+        assert preset.keys() <= parameters(recipe(name)).keys()
 
 
 @pytest.mark.parametrize("name", ON_DEMONSTRATIONS)

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from decisionrl.callbacks import Checkpoint
-from decisionrl.cli import _parameters
 from decisionrl.composition import ChainedLearner, PhasedLearner
 from decisionrl.experience.arrays import write_npz
 from decisionrl.experience.d4rl import save_d4rl
@@ -38,6 +37,7 @@ from decisionrl.policies.hindsight import HUMAN, REFERENCE, SMALL, HindsightPoli
 from decisionrl.recipes import ON_RECORDED_DATA, metadata, recipe
 from decisionrl.recipes.offline import Offline, check_spaces, rising
 from decisionrl.recipes.offline_presets import CLONES, LABS, MUJOCO, offline_preset
+from decisionrl.recipes.saved import parameters
 from decisionrl.trainer import Trainer
 
 TINY = {
@@ -78,7 +78,7 @@ WITH_CLONING = ("sft", "cpl", "cpl_bc", "cpl_kl", "dpo_control")
 
 def tiny(name: str, **arguments: Any) -> Experiment:
     """The recipe with networks and batches as small as can be, and changes of phase after two updates."""
-    known = _parameters(recipe(name))
+    known = parameters(recipe(name))
     return recipe(name)(**{**{key: value for key, value in TINY.items() if key in known}, **arguments})
 
 
@@ -162,7 +162,7 @@ def test_a_resumed_run_is_bit_identical(name: str, arguments: dict[str, Any], tm
 
 @every
 def test_dropout_is_off_where_the_policy_is_measured(name: str, arguments: dict[str, Any]) -> None:
-    dropout = {"dropout": 0.5} if "dropout" in _parameters(recipe(name)) else {}
+    dropout = {"dropout": 0.5} if "dropout" in parameters(recipe(name)) else {}
     experiment = tiny(name, **arguments, **dropout)
     updates(experiment, 1)
     assert experiment.policy.training
@@ -188,7 +188,7 @@ def test_metadata(name: str) -> None:
 def test_presets_are_arguments_of_their_recipes() -> None:
     for presets in (LABS, CLONES, MUJOCO):
         for name, preset in presets.items():
-            assert preset.keys() <= _parameters(recipe(name)).keys()
+            assert preset.keys() <= parameters(recipe(name)).keys()
     assert LABS.keys() == CLONES.keys() == set(ON_RECORDED_DATA)
 
 

@@ -14,27 +14,7 @@ import pytest
 
 from decisionrl import cli
 
-Run = tuple[int, str, str]
 """Exit status, stdout, stderr."""
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
-    """Runs the command as ``python -m decisionrl.cli`` does, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DECISIONRL_TRACEBACK", raising=False)
-
-    def command(*arguments: str) -> Run:
-        monkeypatch.setattr(sys, "argv", ["decisionrl", *arguments])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return command
 
 
 SETTING = """

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from decisionrl import checkpoint, cli
+from decisionrl import checkpoint
 
 SMALL = ("--set", "horizon=16", "--set", "num_envs=2", "--set", "epochs=1")
 
@@ -52,25 +52,12 @@ class Raises(Fine):
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
-    """Runs the command in a folder with a module of environments; exit status, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
+def run(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The command in a folder with a module of environments."""
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delenv("DECISIONRL_TRACEBACK", raising=False)
     monkeypatch.delitem(sys.modules, "worlds_of_mine", raising=False)
     (tmp_path / "worlds_of_mine.py").write_text(ENVIRONMENTS)
-
-    def command(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["decisionrl", *arguments])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return command
+    return run
 
 
 def test_a_run_on_an_environment_of_ones_own(run: Any) -> None:

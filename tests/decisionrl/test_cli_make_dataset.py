@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from pathlib import Path
@@ -9,10 +10,8 @@ from typing import Any
 
 import pytest
 
-from decisionrl import cli
 from decisionrl.experience.minari import load_minari
 
-Run = tuple[int, str, str]
 """Exit status, stdout, stderr."""
 
 WORLD = """
@@ -43,25 +42,12 @@ SMALL = [word for each in (*TINY, *MORE) for word in ("--set", each)]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
-    """Runs the command as ``python -m decisionrl.cli`` does, in a folder with the module ``pushing``."""
-    monkeypatch.chdir(tmp_path)
+def run(run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """``decisionrl make-dataset`` in a folder with the module ``pushing``."""
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delenv("DECISIONRL_TRACEBACK", raising=False)
     monkeypatch.delitem(sys.modules, "pushing", raising=False)
     (tmp_path / "pushing.py").write_text(WORLD)
-
-    def command(*arguments: str) -> Run:
-        monkeypatch.setattr(sys, "argv", ["decisionrl", "make-dataset", *arguments])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return command
+    return functools.partial(run, "make-dataset")
 
 
 def test_sets_are_recorded_told_of_and_summed_up(run: Any) -> None:

@@ -26,26 +26,6 @@ from decisionrl.recording import MAKERS
 SMALL = ("--set", "hidden=[8]", "--set", "batch=4", "--set", "cloning_steps=5", "--set", "warmup=2")
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
-    """Runs the command in an empty folder; exit status, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    monkeypatch.delenv("DECISIONRL_TRACEBACK", raising=False)
-
-    def command(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["decisionrl", *arguments])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return command
-
-
 def test_a_run_without_anything_but_a_name(run: Any) -> None:
     status, out, err = run("train", "cpl", "--steps", "40", *SMALL)
     assert status == 0, err

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from decisionrl import cli
 from decisionrl.checkpoint import load_newest
 from decisionrl.composition import AveragedLearner
 from decisionrl.experience.d4rl import save_d4rl
@@ -23,26 +21,6 @@ from decisionrl.run import CHECKPOINTS
 
 OPTIONS = ("observations=3", "future=3", "batch=4", "warmup=2", "max_steps=8")
 SMALL = [word for option in OPTIONS for word in ("--set", option)]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
-    """Runs the command in an empty folder; exit status, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
-    monkeypatch.delenv("DECISIONRL_TRACEBACK", raising=False)
-
-    def command(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["decisionrl", *arguments])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as end:
-            status = int(end.code or 0)
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return command
 
 
 def test_a_run_tells_its_success_rate(run: Any) -> None:

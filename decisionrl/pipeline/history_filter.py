@@ -145,7 +145,7 @@ def resample(
     """Algorithm 1 of LHF (arXiv 2505.15143) for all tasks at once: pass by pass, until every task's list is full.
 
     In each pass over a task's histories, history l is appended if v_l < P_l, until there are as many as before. A
-    history of P = 0 never is, one of P = 1 always, so that as many passes as histories suffice where the best has P = 1.
+    history of P = 0 never is, one of P = 1 always: where the best has P = 1, as many passes as histories suffice.
 
     Args:
         probability: P, in [0, 1].

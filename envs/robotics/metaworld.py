@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -148,7 +149,8 @@ class SettledHand:
     def __init__(self, physics: Any) -> None:
         import mujoco
 
-        self._mujoco, self._physics = mujoco, physics
+        # Not a cycle: a copy takes tens of megabytes, which are to be free as soon as nobody holds it.
+        self._mujoco, self._physics = mujoco, weakref.proxy(physics)
         self._body_pos, self._site_pos = physics.model.body_pos.copy(), physics.model.site_pos.copy()
         mujoco.mj_resetData(physics.model, physics.data)
         physics._reset_hand()

@@ -25,13 +25,13 @@ from decisionrl.envs.gridworld.bandit import Bandits, Pulls
 class Tally(NamedTuple):
     """How often each arm was pulled, and the sum of its rewards."""
 
-    count: Float[Tensor, "tasks arms"]
+    pulls: Float[Tensor, "tasks arms"]
     total: Float[Tensor, "tasks arms"]
 
     @property
     def mean(self) -> Float[Tensor, "tasks arms"]:
         """The mean reward; 0 of arms that were never pulled."""
-        return self.total / self.count.clamp(min=1)
+        return self.total / self.pulls.clamp(min=1)
 
 
 Index = Callable[[Tally], Float[Tensor, "tasks arms"]]
@@ -57,17 +57,17 @@ def play(bandits: Bandits, index: Index, *, steps: int, generator: torch.Generat
 
 def empirical_mean(known: Tally, *, unknown: float = math.inf) -> Float[Tensor, "tasks arms"]:
     """The mean reward. Arms that were never pulled count as ``unknown``: online they come first; for given data, 0."""
-    return known.mean.where(known.count > 0, unknown)
+    return known.mean.where(known.pulls > 0, unknown)
 
 
 def ucb(known: Tally, *, scale: float = 1.0) -> Float[Tensor, "tasks arms"]:
     """Mean + scale / sqrt(count), infinite for arms that were never pulled."""
-    return known.mean + scale * known.count.rsqrt()
+    return known.mean + scale * known.pulls.rsqrt()
 
 
 def lcb(known: Tally, *, scale: float = 1.0) -> Float[Tensor, "tasks arms"]:
     """Mean - scale / sqrt(count), for given data; arms that were never pulled count as one reward of 0."""
-    return known.mean - scale * known.count.clamp(min=1).rsqrt()
+    return known.mean - scale * known.pulls.clamp(min=1).rsqrt()
 
 
 def thompson(
@@ -82,7 +82,7 @@ def thompson(
 
     Contexts of linear bandits are collected with prior_mean = 0 and prior_variance = 1.
     """
-    precision = 1 / prior_variance + known.count / noise**2
+    precision = 1 / prior_variance + known.pulls / noise**2
     mean = (prior_mean / prior_variance + known.total / noise**2) / precision
     return mean + torch.empty_like(mean).normal_(generator=generator) * precision.rsqrt()
 
@@ -93,7 +93,7 @@ def lin_ucb(
     """<theta, phi> + beta sqrt(phi' S^-1 phi) with S = I + sum phi phi' and theta = S^-1 sum reward phi, the sums over
     the pulls so far."""
     dimensions = features.shape[1]
-    gram = torch.einsum("ta,ad,ae->tde", known.count, features, features)
+    gram = torch.einsum("ta,ad,ae->tde", known.pulls, features, features)
     inverse = torch.linalg.inv(gram + torch.eye(dimensions).to(gram))
     theta = torch.einsum("tde,ta,ae->td", inverse, known.total, features)
     width = torch.einsum("ad,tde,ae->ta", features, inverse, features).sqrt()
@@ -101,5 +101,5 @@ def lin_ucb(
 
 
 def _added(known: Tally, pulls: Pulls) -> Tally:
-    count = known.count.scatter_add(1, pulls.arm, torch.ones_like(pulls.reward))
+    count = known.pulls.scatter_add(1, pulls.arm, torch.ones_like(pulls.reward))
     return Tally(count, known.total.scatter_add(1, pulls.arm, pulls.reward))

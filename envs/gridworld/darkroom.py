@@ -18,7 +18,7 @@ are options:
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -68,8 +68,8 @@ class GridFamily:
     size: int
     horizon: int
     start_at: Start
-    goals: Int[Tensor, "tasks goals 2"]
-    primitives: Int[Tensor, "tasks actions"]
+    goals: Int[Tensor, "tasks goals 2"] = field(repr=False)
+    primitives: Int[Tensor, "tasks actions"] = field(repr=False)
     once: bool
     train_share: float
     split_seed: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -33,7 +33,7 @@ class ReachFamily:
         ValueError: an option is not valid.
     """
 
-    goals: Float[Tensor, "tasks 3"]
+    goals: Float[Tensor, "tasks 3"] = field(repr=False)
     horizon: int
     train_share: float
     name: str = "hidden_reach"

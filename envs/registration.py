@@ -41,13 +41,26 @@ METAWORLD_MEMORY_TASKS = {
 PUSH_T = {"decisionrl/PushT-v0": "push_t"}
 """Id and name of ``envs/robotics/pusht.py``."""
 
-WORLDS = dict.fromkeys(MEMORY_TASKS, ("decisionrl.envs.robotics.memory", "MemoryWorld"))
+TASK_FAMILIES = {
+    "decisionrl/Darkroom-v0": "darkroom",
+    "decisionrl/DarkroomPermuted-v0": "darkroom_permuted",
+    "decisionrl/DarkroomLarge-v0": "darkroom_large",
+    "decisionrl/DarkKeyToDoor-v0": "dark_key_to_door",
+    "decisionrl/HiddenReach-v0": "hidden_reach",
+}
+"""Ids and names of the families of ``envs/gridworld``."""
+
+WORLDS = {
+    **dict.fromkeys(MEMORY_TASKS, ("decisionrl.envs.robotics.memory", "MemoryWorld")),
+    **dict.fromkeys(TASK_FAMILIES, ("decisionrl.envs.gridworld.world", "TaskWorld")),
+}
 """Ids with a batched world behind them: its module and class, which takes the arguments of the id and the number of
 copies and their device."""
 
 
 def register_envs() -> None:
-    """Register, once, the inventory settings that need no files of the user, linear MDPs, labs and robot tasks.
+    """Register, once, the inventory settings that need no files of the user, linear MDPs, labs, robot tasks and
+    families of tasks.
 
     ``one_store_lost`` becomes ``decisionrl/OneStoreLost-v0``. Importing ``decisionrl.envs`` calls this;
     ``gymnasium.make("decisionrl.envs:decisionrl/OneStoreLost-v0")`` does both.
@@ -64,6 +77,8 @@ def register_envs() -> None:
         _register(identifier, "decisionrl.envs.robotics.memory", "MemoryEnv", "MemoryVectorEnv", task=task)
     for identifier, task in METAWORLD_MEMORY_TASKS.items():
         _register(identifier, "decisionrl.envs.robotics.metaworld_memory", f"{_camel(task)}Env")
+    for identifier, family in TASK_FAMILIES.items():
+        _register(identifier, "decisionrl.envs.gridworld.gymnasium", "TaskEnv", "TaskVectorEnv", family=family)
     for identifier in PUSH_T:
         _register(identifier, "decisionrl.envs.robotics.pusht", "PushTEnv")
 

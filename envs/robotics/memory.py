@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from decisionrl.envs.robotics.memory_tasks import ARENA, REACHED, CountVisits, Progress, ReturnSide, made_task
+from decisionrl.envs.seeded import uniform
 from decisionrl.envs.world import Step
 
 Array = NDArray[Any]
@@ -170,7 +171,7 @@ class MemoryWorld:
         """Nothing to close."""
 
     def _started(self, seed: Int[Tensor, " copies"]) -> tuple[Float[Tensor, "copies 2"], Progress]:
-        return self.task.start(_uniform(seed, torch.zeros_like(seed), 3).float())
+        return self.task.start(uniform(seed, torch.zeros_like(seed), 3).float())
 
     def _seen_space(self) -> spaces.Box:
         if self.pixels:
@@ -324,34 +325,11 @@ def pictured(task: str, way: Array) -> Array:
     return picture
 
 
-_GAMMA, _FIRST, _SECOND = (each - 2**64 for each in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-"""Constants of SplitMix64 (Steele, Lea and Flood 2014) as 64-bit integers with a sign; products wrap."""
-
-
-def _uniform(seed: Int[Tensor, " copies"], step: Int[Tensor, " copies"], count: int) -> Float[Tensor, "copies count"]:
-    """Numbers that are uniform on (0, 1] and determined by the seed and the step, in float64."""
-    number = torch.arange(1, count + 1, device=seed.device)
-    mixed = _mixed(_mixed(_mixed(seed) + step)[:, None] + number * _GAMMA)
-    return (_shifted(mixed, 11) + 1).double() * 2.0**-53
-
-
 def _normal(seed: Int[Tensor, " copies"], step: Int[Tensor, " copies"]) -> Float[Tensor, "copies 2"]:
     """Two standard normal numbers (Box and Muller): rounded from float64, so that the batch cannot show in them."""
-    uniform = _uniform(seed, step, 2)
-    radius, angle = (-2 * uniform[:, 0].log()).sqrt(), 2 * torch.pi * uniform[:, 1]
+    number = uniform(seed, step, 2)
+    radius, angle = (-2 * number[:, 0].log()).sqrt(), 2 * torch.pi * number[:, 1]
     return torch.stack([radius * angle.cos(), radius * angle.sin()], 1).float()
-
-
-def _mixed(value: Int[Tensor, ...]) -> Int[Tensor, ...]:
-    value = value + _GAMMA
-    value = (value ^ _shifted(value, 30)) * _FIRST
-    value = (value ^ _shifted(value, 27)) * _SECOND
-    return value ^ _shifted(value, 31)
-
-
-def _shifted(value: Int[Tensor, ...], bits: int) -> Int[Tensor, ...]:
-    """The bits of a 64-bit integer shifted to the right, zeros coming in from the left."""
-    return (value >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _array(value: Any) -> Array:

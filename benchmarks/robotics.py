@@ -82,7 +82,7 @@ class MemoryData:
 
     env: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    episodes: int = 200
+    episodes: int = 500
     measured: int = 400
     copies: int = 400
 
@@ -281,11 +281,11 @@ MODES = ("predict", "unsupervised", "absent")
 
 RETURN_SIDE = MemoryData(env="decisionrl/ReturnSide-v0")
 COUNT_VISITS = MemoryData(env="decisionrl/CountVisits-v0")
-CUE_REACH = MemoryData(env="decisionrl/MWCueReach-v0", measured=100, copies=50)
-PICK_AND_RETURN = MemoryData(env="decisionrl/MWPickAndReturn-v0", measured=100, copies=50)
+CUE_REACH = MemoryData(env="decisionrl/MWCueReach-v0", episodes=200, measured=100, copies=50)
+PICK_AND_RETURN = MemoryData(env="decisionrl/MWPickAndReturn-v0", episodes=200, measured=100, copies=50)
 PIXELS = MemoryData(env="decisionrl/ReturnSide-v0", options={"pixels": True})
 
-PRESET = PRESETS["demonstrations"]["ptp"]
+PRESET = {**PRESETS["demonstrations"]["ptp"], "steps": 4000}
 EPSILON: Mapping[str, Any] = {"prediction": "epsilon", "steps": 6000}
 """What the paper's network says is the noise, which takes it longer to learn than the actions themselves."""
 

@@ -75,7 +75,7 @@ SMALL_DIFFUSION = {"sizes": "cpu", "future": 4, "steps": 3000, "learning_rate": 
 DEMONSTRATIONS: Mapping[str, Mapping[str, Any]] = {
     "bc": {**SHORT, "batch": 256},
     "diffusion_policy": {**SMALL_DIFFUSION, "network": "transformer", "action_steps": 1},
-    "ptp": SMALL_DIFFUSION,
+    "ptp": {**SMALL_DIFFUSION, "observations": 8},
 }
 """Recipe -> arguments on a few hundred demonstrations of tasks that need memory."""
 

@@ -54,7 +54,8 @@ class CueReachEnv(gymnasium.Env[Array, Array]):
 
     Args:
         max_steps: episodes are truncated after as many steps.
-        oracle: the place is shown all the time. Who fails even then needs more training, not more memory.
+        oracle: the place is shown all the time, and the time so far in units of max_steps is appended to the observation,
+            which is then [8]. Who fails even then needs more training, not more memory.
         render_mode: ``"rgb_array"`` for films; the place is marked in them.
 
     Raises:
@@ -83,7 +84,7 @@ class CueReachEnv(gymnasium.Env[Array, Array]):
         self.max_steps, self.oracle, self.render_mode = max_steps, oracle, render_mode
         self._right, self._wrong = self.PLACES
         self._steps, self._ready = 0, False
-        self.observation_space = spaces.Box(-np.inf, np.inf, (7,), np.float32)
+        self.observation_space = spaces.Box(-np.inf, np.inf, (8 if oracle else 7,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (3,), np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, Info]:
@@ -120,7 +121,8 @@ class CueReachEnv(gymnasium.Env[Array, Array]):
     def _observation(self) -> Array:
         shown = self.oracle or self._steps < self.SHOWN
         cue = self._right if shown else np.zeros(3)
-        return np.array([*self._arm.hand, *cue, shown], np.float32)
+        time = [self._steps / self.max_steps] if self.oracle else []
+        return np.array([*self._arm.hand, *cue, shown, *time], np.float32)
 
 
 class CueReachExpert:

@@ -96,7 +96,7 @@ def test_full_has_the_ladders_the_oracles_the_variants_and_images() -> None:
         "count_visits-To12-epsilon/predict",
         "cue_reach-To16/predict",
         "cue_reach-To16s4/unsupervised",
-        "pick_and_return-To16s8/absent",
+        "pick_and_return-To16s4/absent",
         "return_side_pixels-To16/cached",
         "return_side_pixels-To16/end_to_end",
         "return_side_pixels-To2/predict",

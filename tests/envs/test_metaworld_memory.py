@@ -94,11 +94,12 @@ def test_the_cue_is_seen_in_five_observations(cue: CueReachEnv) -> None:
         np.testing.assert_array_equal(seen[5:, 3:], np.zeros((16, 4)))
 
 
-def test_the_oracle_sees_the_cue_all_the_time(cue: CueReachEnv) -> None:
+def test_the_oracle_sees_the_cue_all_the_time_and_a_clock(cue: CueReachEnv) -> None:
     oracle = CueReachEnv(oracle=True)
     seen, plain = watched(oracle, 1, 30), watched(cue, 1, 30)
     np.testing.assert_array_equal(seen[:, :3], plain[:, :3])
-    np.testing.assert_array_equal(seen[:, 3:], plain[:1, 3:].repeat(31, 0))
+    np.testing.assert_array_equal(seen[:, 3:7], plain[:1, 3:].repeat(31, 0))
+    np.testing.assert_allclose(seen[:, 7], np.arange(31) / oracle.max_steps, rtol=1e-6)
 
 
 def test_hands_start_near_their_usual_place_and_both_places_occur(cue: CueReachEnv) -> None:

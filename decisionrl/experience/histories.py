@@ -49,6 +49,9 @@ class Transitions(NamedTuple):
 
 FIELDS = Transitions._fields
 
+DTYPES = ("uint8", "uint16", "int8", "int16", "int32", "int64", "float32")
+"""That values may have on disk."""
+
 Block = Mapping[str, np.ndarray[Any, Any]]
 """The fields of consecutive tasks, each [task, history, step, ...]."""
 
@@ -94,6 +97,9 @@ class HistoryLayout:
         if not self.task or len(self.task) != len(self.max_return):
             sizes = f"task has {len(self.task)} ids, max_return {len(self.max_return)} numbers"
             raise ValueError(f"{sizes}; valid: as many, at least one")
+        for name in ("observation_dtype", "action_dtype", "reward_dtype"):
+            if getattr(self, name) not in DTYPES:
+                raise ValueError(f"{name} = {getattr(self, name)!r}; valid: {', '.join(DTYPES)}")
 
     @property
     def num_shards(self) -> int:
@@ -173,12 +179,14 @@ class LearningHistories:
         Whole numbers become int64, whatever they are on disk; rewards and other fractions float32.
 
         Args:
-            task: rows, not ids.
+            task: rows, not ids; like the others on the CPU, where the result is.
             history: places.
 
         Raises:
             ValueError: one of them is outside the data.
         """
+        if not 1 <= length <= self.num_steps:
+            raise ValueError(f"length = {length}; valid: from 1 to {self.num_steps}, the steps of a history")
         limits = (
             ("task", task, self.num_tasks),
             ("history", history, self.num_histories),
@@ -205,7 +213,7 @@ class LearningHistories:
         """These histories of each task, in this order and with repeats, without a copy of what they are made of.
 
         Raises:
-            ValueError: the shape does not fit, or a history is not there.
+            ValueError: the shape does not fit, or there is no such history.
         """
         if index.ndim != 2 or len(index) != self.num_tasks or not index.shape[1]:
             raise ValueError(f"index has shape {list(index.shape)}; valid: [{self.num_tasks}, places]")
@@ -215,13 +223,13 @@ class LearningHistories:
         return replace(self, index=self.index.gather(1, index.cpu()))
 
     def half(self, share: float = 0.5) -> LearningHistories:
-        """The first share of each history in whole episodes, rounded down, as in the partial histories of LHF (arXiv
-        2505.15143); without a copy.
+        """The first share of each history, rounded to whole episodes, without a copy: the partial histories of LHF
+        (arXiv 2505.15143).
 
         Raises:
             ValueError: the share is not in (0, 1], or is less than an episode.
         """
-        episodes = int(share * self.episodes) if 0 < share <= 1 else 0
+        episodes = round(share * self.episodes) if 0 < share <= 1 else 0
         if not episodes:
             raise ValueError(f"share = {share} of {self.episodes} episodes; valid: in (0, 1], at least one episode")
         return replace(self, episodes=episodes)
@@ -372,16 +380,17 @@ def _put(name: str, place: np.ndarray[Any, Any], value: Tensor) -> None:
 def _begun(path: Path, layout: HistoryLayout) -> int:
     """The number of complete shards, after a check that what is there is the beginning of what is to be written."""
     if not (path / MANIFEST).exists():
-        if path.exists() and any(path.iterdir()):
+        if path.exists() and any(not each.name.startswith(".") for each in path.iterdir()):
             raise DatasetError(f"{path} has files but no {MANIFEST}; valid: a new directory, or one of histories")
         path.mkdir(parents=True, exist_ok=True)
         _save_manifest(path, layout, complete=0)
         return 0
-    manifest, wanted = _manifest(path), _plain(layout)
-    if differing := [name for name in wanted if manifest["layout"].get(name) != wanted[name]]:
-        name = differing[0]
-        found = f"{path} has {name} = {manifest['layout'].get(name)}, not {wanted[name]}"
-        raise DatasetError(f"{found}; valid: the same settings, or another directory")
+    manifest = _manifest(path)
+    there, wanted = ({**plain, **plain["info"]} for plain in (_plain(_layout(path, manifest)), _plain(layout)))
+    for name in (wanted | there).keys() - {"info"}:
+        if there.get(name) != wanted.get(name):
+            found = f"{path} has {name} = {there.get(name)}, not {wanted.get(name)}"
+            raise DatasetError(f"{found}; valid: the same settings, or another directory")
     return int(manifest["complete"])
 
 

@@ -387,8 +387,8 @@ def _begun(path: Path, layout: HistoryLayout) -> int:
         return 0
     manifest = _manifest(path)
     there, wanted = ({**plain, **plain["info"]} for plain in (_plain(_layout(path, manifest)), _plain(layout)))
-    for name in (wanted | there).keys() - {"info"}:
-        if there.get(name) != wanted.get(name):
+    for name in wanted | there:
+        if name != "info" and there.get(name) != wanted.get(name):
             found = f"{path} has {name} = {there.get(name)}, not {wanted.get(name)}"
             raise DatasetError(f"{found}; valid: the same settings, or another directory")
     return int(manifest["complete"])

@@ -87,6 +87,8 @@ def histories(
     pick("source", source, SOURCES)
     if steps < 1 or steps % family.horizon:
         raise ValueError(f"steps = {steps}; valid: whole episodes of {family.horizon} steps")
+    if rates == []:
+        raise ValueError("rates is empty; valid: one learning rate or more")
     settings = {
         "env": env,
         "env_options": dict(env_options or {}),

@@ -84,7 +84,8 @@ def tabular_ppo(
     _check_between("clip", clip, 0, 1)
     _check_discount(discount, gae_lambda)
     check_whole("epochs", epochs, 1)
-    arena = _arena(family, tasks, streams, episodes, noise, seed, hidden_state)
+    check_whole("episodes", episodes, 1)
+    arena = make_arena(family, tasks, streams=streams, noise=noise, seed=seed, hidden_state=hidden_state)
     rate = _rate("learning_rate", learning_rate, arena)
     return _played_ppo(
         arena,
@@ -161,7 +162,8 @@ def q_learning(
     """
     _check_between("epsilon", epsilon, 0, 1)
     _check_discount(discount)
-    arena = _arena(family, tasks, streams, episodes, noise, seed, hidden_state)
+    check_whole("episodes", episodes, 1)
+    arena = make_arena(family, tasks, streams=streams, noise=noise, seed=seed, hidden_state=hidden_state)
     rate = _rate("step_size", step_size, arena)
     if (rate > 1).any():
         raise ValueError(f"step_size is up to {float(rate.max())}; valid: in (0, 1]")
@@ -258,6 +260,38 @@ class Arena:
         seen = family.observation(torch.stack(states, 2))
         transitions = Transitions(seen[:, :, :-1], torch.stack(actions, 2), torch.stack(rewards, 2), seen[:, :, 1:])
         return Played(transitions, torch.stack(rows[:-1], 2))
+
+
+def make_arena(
+    family: GridFamily,
+    tasks: Int[Tensor, " task"],
+    *,
+    streams: int,
+    noise: float = 0.0,
+    seed: int = 0,
+    hidden_state: bool = False,
+) -> Arena:
+    """The streams in which a source of these arguments acts.
+
+    Raises:
+        ValueError: an argument is out of its range, or a task is not one of the family.
+    """
+    check_whole("streams", streams, 1)
+    if streams > MOST_STREAMS:
+        raise ValueError(f"streams = {streams}; valid: up to {MOST_STREAMS}")
+    if tasks.ndim != 1 or not len(tasks) or tasks.is_floating_point():
+        raise ValueError(f"tasks are {tasks.dtype} of shape {list(tasks.shape)}; valid: whole numbers, at least one")
+    if tasks.min() < 0 or tasks.max() >= family.num_tasks:
+        found = f"tasks are from {int(tasks.min())} to {int(tasks.max())}"
+        raise ValueError(f"{found}; valid for {family.name}: from 0 to {family.num_tasks - 1}")
+    tasks = tasks.to(family.device, torch.int64)
+    return Arena(
+        family=family,
+        tasks=tasks,
+        seeds=_seeds(tasks, streams, seed),
+        random=random_streams(tasks, streams, share=noise, seed=seed),
+        hidden_state=hidden_state,
+    )
 
 
 class Statistics(NamedTuple):
@@ -445,34 +479,6 @@ def _played_q_learning(
         yield arena.play(episode, policy, learn).transitions
 
 
-def _arena(
-    family: GridFamily,
-    tasks: Int[Tensor, " task"],
-    streams: int,
-    episodes: int,
-    noise: float,
-    seed: int,
-    hidden_state: bool,
-) -> Arena:
-    check_whole("streams", streams, 1)
-    check_whole("episodes", episodes, 1)
-    if streams > MOST_STREAMS:
-        raise ValueError(f"streams = {streams}; valid: up to {MOST_STREAMS}")
-    if tasks.ndim != 1 or not len(tasks) or tasks.is_floating_point():
-        raise ValueError(f"tasks are {tasks.dtype} of shape {list(tasks.shape)}; valid: whole numbers, at least one")
-    if tasks.min() < 0 or tasks.max() >= family.num_tasks:
-        found = f"tasks are from {int(tasks.min())} to {int(tasks.max())}"
-        raise ValueError(f"{found}; valid for {family.name}: from 0 to {family.num_tasks - 1}")
-    tasks = tasks.to(family.device, torch.int64)
-    return Arena(
-        family=family,
-        tasks=tasks,
-        seeds=_seeds(tasks, streams, seed),
-        random=random_streams(tasks, streams, share=noise, seed=seed),
-        hidden_state=hidden_state,
-    )
-
-
 def _seeds(tasks: Int[Tensor, " task"], streams: int, seed: int) -> Int[Tensor, "task stream"]:
     first = torch.randint(2**62, (), generator=generator(seed, "tabular sources")).to(tasks.device)
     return first + tasks[:, None] * MOST_STREAMS + torch.arange(streams, device=tasks.device)
@@ -497,7 +503,9 @@ def _place(rate: Float[Tensor, "task learner"]) -> tuple[Int[Tensor, "task 1"], 
 
 def _check_between(name: str, value: float, low: float, high: float) -> None:
     if not (low <= value <= high and math.isfinite(value)):
-        raise ValueError(f"{name} = {value}; valid: {f'in [{low}, {high}]' if high < math.inf else f'finite, >= {low}'}")
+        raise ValueError(
+            f"{name} = {value}; valid: {f'in [{low}, {high}]' if high < math.inf else f'finite, >= {low}'}"
+        )
 
 
 def _check_discount(discount: float, gae_lambda: float = 1.0) -> None:

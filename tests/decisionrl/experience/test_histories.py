@@ -258,7 +258,9 @@ def test_a_source_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(DatasetError, match="the source gave 2 steps; valid: 8"):
         write_histories(tmp_path / "short", layout(), short)
-    with pytest.raises(DatasetError, match=r"the source gave observation of shape \[1, 3, 8, 2\]; valid: \[2, 3, 8, 2\]"):
+    with pytest.raises(
+        DatasetError, match=r"the source gave observation of shape \[1, 3, 8, 2\]; valid: \[2, 3, 8, 2\]"
+    ):
         write_histories(tmp_path / "narrow", layout(), narrow)
     with pytest.raises(DatasetError, match="reward has values from .* that uint8 does not hold"):
         write_histories(tmp_path / "fractions", layout(reward_dtype="uint8"), source)
@@ -304,7 +306,9 @@ def test_arrays_that_do_not_fit_are_named() -> None:
     without = {name: value for name, value in block().items() if name != "action"}
     with pytest.raises(DatasetError, match="block 0 has no action; valid: observation, action, reward"):
         made(without)
-    with pytest.raises(DatasetError, match=r"block 0: action is uint8 of shape \[2, 3, 2\]; valid: uint8 of shape \[2, 3, 4\]"):
+    with pytest.raises(
+        DatasetError, match=r"block 0: action is uint8 of shape \[2, 3, 2\]; valid: uint8 of shape \[2, 3, 4\]"
+    ):
         made(block() | {"action": block(steps=2)["action"]})
     with pytest.raises(DatasetError, match=r"block 1: observation is uint8 of shape \[2, 3, 6\]"):
         made(block(), block(steps=6), tasks=4)

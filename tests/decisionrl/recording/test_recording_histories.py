@@ -116,7 +116,10 @@ def test_what_was_learned_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFix
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"env": "hidden_reach", "env_options": {}}, "env = 'hidden_reach' has no table of states; valid: a family on a"),
+        (
+            {"env": "hidden_reach", "env_options": {}},
+            "env = 'hidden_reach' has no table of states; valid: a family on a",
+        ),
         ({"env_options": {"sizes": 3}}, "env_options = {'sizes': 3}: .*; valid: options of darkroom"),
         ({"env_options": {"size": 1}}, "size = 1; valid: a whole number >= 2"),
         ({"source_options": {"rate": 1}}, "source_options = {'rate': 1}: .*; valid: options of ppo"),

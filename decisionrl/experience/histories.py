@@ -56,8 +56,8 @@ Block = Mapping[str, np.ndarray[Any, Any]]
 """The fields of consecutive tasks, each [task, history, step, ...]."""
 
 Source = Callable[[Int[Tensor, " task"]], Iterable[Transitions]]
-"""From task ids to the transitions [task, history, steps, ...] of all histories, piece by piece in their order. Those of
-a task may not depend on which others are there: shards are blocks of tasks."""
+"""From task ids to the transitions [task, history, steps, ...] of all histories, piece by piece in their order.
+Those of a task may not depend on which others are there: shards are blocks of tasks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,7 +349,7 @@ def _write_shard(
 ) -> None:
     files = {name: directory / f"{name}.npy" for name in FIELDS}
     arrays = {
-        name: open_memmap(files[name], mode="w+", dtype=dtype, shape=shape)  # type: ignore[no-untyped-call]
+        name: open_memmap(files[name], mode="w+", dtype=dtype, shape=shape)
         for name, (shape, dtype) in layout.arrays(shard).items()
     }
     done = 0

@@ -101,7 +101,7 @@ def histories(
         "split_seed": split_seed,
         "seed": seed,
     }
-    given = dict(streams=streams, episodes=steps // family.horizon, noise=noise, seed=seed)
+    given = {"streams": streams, "episodes": steps // family.horizon, "noise": noise, "seed": seed}
     learn = partial(_learning, family, source, source_options or {}, rates, given)
     train, test = family.split(split_seed)
     with _named_options("source_options", source_options or {}, source):

@@ -347,7 +347,7 @@ def statistics(
 
     def by_action(values: Tensor) -> Tensor:
         pairs = summed(values, row * num_actions + action, num_rows * num_actions)
-        return pairs.unflatten(2, (num_rows, num_actions))
+        return pairs.view(*pairs.shape[:2], num_rows, num_actions)
 
     visits = summed(weight, row, num_rows)
     total = summed(weight * target, row, num_rows)
@@ -421,7 +421,12 @@ def _played_ppo(
     value = rate.new_zeros(*rate.shape, arena.num_rows).requires_grad_()
     optimizer = Adam([logits, value], rate)
     place = _place(rate)
-    learned = (~arena.random).float()[..., None].expand(-1, -1, arena.family.horizon).reshape(*rate.shape, -1)
+
+    def pooled(values: Tensor) -> Tensor:
+        """The samples of each learner, from values [task, stream, step]."""
+        return values.reshape(*rate.shape, -1)
+
+    learned = pooled((~arena.random).float()[..., None].expand(-1, -1, arena.family.horizon))
     weight = learned / learned.sum(-1, keepdim=True).clamp(min=1)
 
     for episode in range(episodes):
@@ -436,9 +441,14 @@ def _played_ppo(
             return
         expected = value.detach()[*(each[..., None] for each in place), played.row]
         advantage = advantages(played.transitions.reward, expected, discount=discount, gae_lambda=gae_lambda)
-        samples = (played.row, played.transitions.action, advantage, advantage + expected)
         seen = statistics(
-            *(each.reshape(*rate.shape, -1) for each in samples), weight, num_rows=arena.num_rows, num_actions=actions
+            pooled(played.row),
+            pooled(played.transitions.action),
+            pooled(advantage),
+            pooled(advantage + expected),
+            weight,
+            num_rows=arena.num_rows,
+            num_actions=actions,
         )
         old_log_policy = logits.detach().log_softmax(-1)
         for _ in range(epochs):

@@ -29,16 +29,16 @@ STEPS = EPISODES * HORIZON
 
 
 def layout(**changes: Any) -> HistoryLayout:
-    default: dict[str, Any] = dict(
-        task=[30, 10, 50, 20, 40],
-        max_return=[1.0, 2.0, 3.0, 4.0, 5.0],
-        histories=HISTORIES,
-        episodes=EPISODES,
-        horizon=HORIZON,
-        observation_shape=(2,),
-        tasks_per_shard=2,
-        info={"env": "numbers", "seed": 0},
-    )
+    default: dict[str, Any] = {
+        "task": [30, 10, 50, 20, 40],
+        "max_return": [1.0, 2.0, 3.0, 4.0, 5.0],
+        "histories": HISTORIES,
+        "episodes": EPISODES,
+        "horizon": HORIZON,
+        "observation_shape": (2,),
+        "tasks_per_shard": 2,
+        "info": {"env": "numbers", "seed": 0},
+    }
     return HistoryLayout(**default | changes)
 
 
@@ -262,9 +262,9 @@ def test_a_source_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         DatasetError, match=r"the source gave observation of shape \[1, 3, 8, 2\]; valid: \[2, 3, 8, 2\]"
     ):
         write_histories(tmp_path / "narrow", layout(), narrow)
-    with pytest.raises(DatasetError, match="reward has values from .* that uint8 does not hold"):
+    with pytest.raises(DatasetError, match=r"reward has values from .* that uint8 does not hold"):
         write_histories(tmp_path / "fractions", layout(reward_dtype="uint8"), source)
-    with pytest.raises(DatasetError, match="observation has values from .* to 2.. that int8 does not hold"):
+    with pytest.raises(DatasetError, match=r"observation has values from .* to 2.. that int8 does not hold"):
         write_histories(tmp_path / "large", layout(observation_dtype="int8"), source)
 
 

@@ -18,7 +18,7 @@ from decisionrl.recording import MAKERS, maker, metadata
 from decisionrl.recording.histories import histories
 from decisionrl.recording.tabular_sources import tabular_ppo
 
-TINY: dict[str, Any] = dict(env_options={"size": 4, "horizon": 5}, streams=4, steps=20, tasks_per_shard=4)
+TINY: dict[str, Any] = {"env_options": {"size": 4, "horizon": 5}, "streams": 4, "steps": 20, "tasks_per_shard": 4}
 
 
 def files(directory: Path) -> dict[str, bytes]:
@@ -36,7 +36,7 @@ def test_histories_are_those_of_the_source(tmp_path: Path) -> None:
     assert path == tmp_path / "darkroom-ppo-noise0.25-train-seed3"
     made = open_histories(path)
     family = made_family(made.info["env"], made.info["env_options"])
-    train, test = family.split()
+    train, _ = family.split()
     assert made.task.equal(train)
     assert made.max_return.equal(family.max_return[train])
     assert (made.num_histories, made.episodes, made.horizon) == (4, 4, 5)

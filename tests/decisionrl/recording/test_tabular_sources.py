@@ -190,7 +190,8 @@ def test_the_gradient_of_an_update_is_that_of_plain_loops() -> None:
     gradients = torch.autograd.grad(loss, [logits, value])
 
     ratio = (logits.log_softmax(-1) - old_logits.log_softmax(-1)).exp()
-    assert (ratio > 1.2).any() and (ratio < 0.8).any()  # clipped on both sides
+    assert (ratio > 1.2).any()
+    assert (ratio < 0.8).any()
     for task in range(shape[0]):
         for learner in range(shape[1]):
             at = task, learner

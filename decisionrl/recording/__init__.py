@@ -13,6 +13,7 @@ MAKERS = {
     "sac": "decisionrl.recording.sac",
     "clones": "decisionrl.recording.clones",
     "demonstrations": "decisionrl.recording.demonstrations",
+    "histories": "decisionrl.recording.histories",
 }
 """Maker name -> module that holds a function of that name and METADATA; imported when used."""
 

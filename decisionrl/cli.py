@@ -224,7 +224,11 @@ def bench(
 
 @cli.command("make-dataset")
 @click.argument("maker")
-@click.option("--env", required=True, help="Gymnasium id or module:Class; for clones a Meta-World task.")
+@click.option(
+    "--env",
+    required=True,
+    help="Gymnasium id or module:Class; for clones a Meta-World task, for histories a family of tasks.",
+)
 @click.option("--steps", type=click.IntRange(min=1), help="How long the maker trains, in environment steps.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--out", type=DIRECTORY, default=Path("data"), show_default=True, help="Folder of the data sets.")
@@ -232,17 +236,17 @@ def bench(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any argument of the maker. May be repeated."
 )
 def make_dataset(maker: str, env: str, steps: int | None, seed: int, out: Path, assignments: tuple[str, ...]) -> None:
-    """Record data sets for offline learning with MAKER: sac, clones or demonstrations.
+    """Record data sets for offline learning with MAKER: sac, clones, demonstrations or histories.
 
     \b
     decisionrl make-dataset sac --env Hopper-v5 --steps 300000
     decisionrl make-dataset sac --env HalfCheetah-v5 --set hidden=[128,128] --set batch_size=128
     decisionrl make-dataset clones --env plate-slide
     decisionrl make-dataset demonstrations --env decisionrl/ReturnSide-v0
+    decisionrl make-dataset histories --env darkroom --set noise=0.3
     """
     import torch
 
-    from decisionrl.experience.minari import load_minari
     from decisionrl.recording import maker as find_maker
 
     torch.set_num_threads(1)
@@ -252,7 +256,7 @@ def make_dataset(maker: str, env: str, steps: int | None, seed: int, out: Path, 
     with _messages("decisionrl.recording"):
         directories = _built(function, arguments)
     for directory in directories:
-        click.echo(_data_set_line(directory, load_minari(directory)))
+        click.echo(_histories_line(directory) if maker == "histories" else _data_set_line(directory))
 
 
 @cli.command()
@@ -480,12 +484,25 @@ def _messages(name: str) -> Iterator[None]:
         logger.removeHandler(handler)
 
 
-def _data_set_line(directory: Path, store: Any) -> str:
+def _data_set_line(directory: Path) -> str:
+    from decisionrl.experience.minari import load_minari
+
+    store = load_minari(directory)
     mean = float(store.returns.mean())
     text = f"{directory}  {store.num_episodes} episodes  {store.num_steps} steps  mean return {mean:.5g}"
     if {"random_score", "expert_score"} <= store.info.keys():
         text += f"  normalized score {store.normalized_score(mean):.1f}"
     return text
+
+
+def _histories_line(directory: Path) -> str:
+    from decisionrl.experience.histories import open_histories
+
+    made = open_histories(directory)
+    returns = made.episode_returns()
+    first, last = float(returns[..., 0].mean()), float(returns[..., -1].mean())
+    text = f"{directory}  {made.num_tasks} tasks  {made.num_histories} histories each, of {made.episodes} episodes"
+    return f"{text}  mean return {first:.5g} in the first, {last:.5g} in the last"
 
 
 def _print_result(result: Mapping[str, Any]) -> None:

@@ -54,8 +54,8 @@ class CueReachEnv(gymnasium.Env[Array, Array]):
 
     Args:
         max_steps: episodes are truncated after as many steps.
-        oracle: the place is shown all the time, and the time so far in units of max_steps is appended to the observation,
-            which is then [8]. Who fails even then needs more training, not more memory.
+        oracle: the place is shown all the time, and the time in units of max_steps is appended to the observation, now
+            [8]. Who fails even then needs more training, not more memory.
         render_mode: ``"rgb_array"`` for films; the place is marked in them.
 
     Raises:

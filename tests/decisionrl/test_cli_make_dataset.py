@@ -121,3 +121,16 @@ def test_training_in_vain_fails_in_one_line(run: Any) -> None:
     last = err.strip().splitlines()[-1]
     assert last.startswith("decisionrl: pushing:Idle: the best return in 60 steps of SAC is 0")
     assert "Traceback" not in err
+
+
+def test_learning_histories_are_summed_up(run: Any) -> None:
+    request = ("histories", "--env", "darkroom", "--out", "sets", "--set", "streams=2", "--set", "steps=40")
+    status, out, err = run(*request, "--set", 'env_options={"size": 5, "horizon": 10}')
+    assert status == 0, err
+    (line,) = out.splitlines()
+    assert line.startswith(
+        f"{Path('sets/darkroom-ppo-train-seed0')}  22 tasks  2 histories each, of 4 episodes  mean return "
+    )
+    status, out, err = run("histories", "--env", "darkrom", "--out", "sets")
+    assert (status, out) == (2, "")
+    assert "did you mean 'darkroom'" in err

@@ -285,8 +285,8 @@ CUE_REACH = MemoryData(env="decisionrl/MWCueReach-v0", episodes=200, measured=10
 PICK_AND_RETURN = MemoryData(env="decisionrl/MWPickAndReturn-v0", episodes=200, measured=100, copies=50)
 PIXELS = MemoryData(env="decisionrl/ReturnSide-v0", options={"pixels": True})
 
-PRESET = {**PRESETS["demonstrations"]["ptp"], "steps": 4000}
-EPSILON: Mapping[str, Any] = {"prediction": "epsilon", "steps": 6000}
+PRESET = {**PRESETS["demonstrations"]["ptp"], "steps": 6000}
+EPSILON: Mapping[str, Any] = {"prediction": "epsilon"}
 """What the paper's network says is the noise, which takes it longer to learn than the actions themselves."""
 
 
@@ -301,10 +301,6 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 """Some past tokens only, no diffusion, or another network, whose tokens are an even number."""
 
 
-LONGER: Mapping[str, Any] = {"steps": 6000}
-"""Of Meta-World, whose demonstrations have many more steps."""
-
-
 def cases(profile: str, data: Path | None) -> list[Case]:
     """All cases of a profile, in the order of the report; there is no use for ``data``."""
     if profile == "quick":
@@ -315,12 +311,12 @@ def cases(profile: str, data: Path | None) -> list[Case]:
         *_variants(RETURN_SIDE, 8),
         *_ladder(COUNT_VISITS, (*CONTEXTS[:-1], 12, 16)),
         *_modes(COUNT_VISITS, 12, suffix="-epsilon", **EPSILON),
-        _oracle(CUE_REACH, **LONGER),
-        *_modes(CUE_REACH, 16, MODES[:1], **LONGER),
-        *_modes(CUE_REACH, 16, stride=4, **LONGER),
-        _oracle(PICK_AND_RETURN, **LONGER),
-        *_modes(PICK_AND_RETURN, 2, MODES[:1], **LONGER),
-        *_modes(PICK_AND_RETURN, 16, stride=4, **LONGER),
+        _oracle(CUE_REACH),
+        *_modes(CUE_REACH, 16, MODES[:1]),
+        *_modes(CUE_REACH, 16, stride=4),
+        _oracle(PICK_AND_RETURN),
+        *_modes(PICK_AND_RETURN, 2, MODES[:1]),
+        *_modes(PICK_AND_RETURN, 16, stride=4),
         *_pixels(),
     ]
 

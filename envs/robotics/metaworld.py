@@ -150,7 +150,8 @@ class SettledHand:
         import mujoco
 
         # Not a cycle: a copy takes tens of megabytes, which are to be free as soon as nobody holds it.
-        self._mujoco, self._physics = mujoco, weakref.proxy(physics)
+        self._mujoco = mujoco
+        self._physics: Any = weakref.proxy(physics)
         self._body_pos, self._site_pos = physics.model.body_pos.copy(), physics.model.site_pos.copy()
         mujoco.mj_resetData(physics.model, physics.data)
         physics._reset_hand()

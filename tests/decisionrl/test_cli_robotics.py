@@ -190,7 +190,7 @@ WRONG: dict[str, tuple[Any, list[str], list[str]]] = {
         ["diffusion_policy", "--set", "action_steps=5"],
         ["action_steps = 5", "valid: 1 to future = 4"],
     ),
-    "more past than there is": (None, ["ptp", "--set", "past_steps=16"], ["past_steps = 16", "1 to 15"]),
+    "more past than there is": (None, ["ptp", "--set", "past_steps=16"], ["past_steps = 16", "1 to 7"]),
     "no observation": (None, ["ptp", "--set", "observations=0"], ["observations = 0", "valid: at least 1"]),
     "tokens that cannot be halved": (
         None,

@@ -254,6 +254,6 @@ def test_uniform_actions_fill_their_range() -> None:
 def test_makers_by_name() -> None:
     assert maker("sac") is sac
     assert metadata("sac")["arxiv"] == "2004.07219"
-    assert set(MAKERS) == {"sac", "clones", "demonstrations"}
+    assert set(MAKERS) == {"sac", "clones", "demonstrations", "histories"}
     with pytest.raises(UnknownNameError, match="unknown maker 'sacc'; did you mean 'sac'"):
         maker("sacc")

@@ -1,9 +1,7 @@
 """Families of tasks as Gymnasium environments.
 
-import gymnasium
-
-env = gymnasium.make("decisionrl/Darkroom-v0", task=38)
-envs = gymnasium.make_vec("decisionrl/DarkroomPermuted-v0", num_envs=8)
+env = gymnasium.make("decisionrl.envs:decisionrl/Darkroom-v0", task=38)
+envs = gymnasium.make_vec("decisionrl.envs:decisionrl/DarkroomPermuted-v0", num_envs=8)
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from decisionrl.envs.gridworld.darkroom import GridFamily
 from decisionrl.envs.gridworld.family import check_whole
 from decisionrl.envs.seeded import uniform
 from decisionrl.experience.histories import Transitions
+from decisionrl.pipeline.returns import accumulated
 from decisionrl.seeding import generator
 
 MOST_STREAMS = 2**20
@@ -320,10 +321,7 @@ def advantages(
     """Generalized advantages (arXiv 1506.02438) of whole episodes, after which there is nothing."""
     future = torch.cat([value[..., 1:], torch.zeros_like(value[..., :1])], -1)
     error = reward + discount * future - value
-    result = [error[..., -1]]
-    for step in range(error.shape[-1] - 2, -1, -1):
-        result.append(error[..., step] + discount * gae_lambda * result[-1])
-    return torch.stack(result[::-1], -1)
+    return accumulated(error, torch.full_like(error, discount * gae_lambda))
 
 
 @torch.no_grad()

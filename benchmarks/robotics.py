@@ -4,7 +4,9 @@ Case names are task-ToN/mode: ``return_side-To8/predict``. N is how many observa
 behind it they are K steps apart; with ``-epsilon`` the network says the noise, as the paper's does, instead of the
 actions. Modes: ``predict`` trains past action tokens (past-token prediction, arXiv 2505.09561), ``unsupervised`` has
 them in the decoder untrained, the paper's baseline, ``absent`` has none. ``task-oracle`` sees what is hidden, with a
-context of two observations: if that fails, the training is too short for the comparison to mean anything.
+context of two observations (CueReach: 16, 4 apart): if that fails, the training is too short for the comparison to mean
+anything. ``cue_reach-oracle/predict_To2`` has two there too: what it sees decides one step of 67, and it follows its own
+drift instead.
 Demonstrations are recorded anew for every seed and kept under ``OUT/data``. The rows:
 
 - ``success``: share of 400 episodes (Meta-World: 100), the same starts for every method and seed;
@@ -311,7 +313,8 @@ def cases(profile: str, data: Path | None) -> list[Case]:
         *_variants(RETURN_SIDE, 8),
         *_ladder(COUNT_VISITS, (*CONTEXTS[:-1], 12, 16)),
         *_modes(COUNT_VISITS, 12, suffix="-epsilon", **EPSILON),
-        _oracle(CUE_REACH),
+        _oracle(CUE_REACH, observations=16, stride=4),
+        _oracle(CUE_REACH, "predict_To2"),
         *_modes(CUE_REACH, 16, MODES[:1]),
         *_modes(CUE_REACH, 16, stride=4),
         _oracle(PICK_AND_RETURN),
@@ -341,10 +344,10 @@ def _modes(
     return [_case(name, mode, data, {**context, "past_tokens": mode, **arguments}) for mode in modes]
 
 
-def _oracle(data: MemoryData, **arguments: Any) -> Case:
+def _oracle(data: MemoryData, method: str = "predict", **arguments: Any) -> Case:
     seeing = replace(data, options={**data.options, "oracle": True})
     return _case(
-        f"{TASKS[data.env]}-oracle", "predict", seeing, {"observations": 2, "past_tokens": "predict", **arguments}
+        f"{TASKS[data.env]}-oracle", method, seeing, {"observations": 2, "past_tokens": "predict", **arguments}
     )
 
 

@@ -4,9 +4,9 @@ Case names are task-ToN/mode: ``return_side-To8/predict``. N is how many observa
 behind it they are K steps apart; with ``-epsilon`` the network says the noise, as the paper's does, instead of the
 actions. Modes: ``predict`` trains past action tokens (past-token prediction, arXiv 2505.09561), ``unsupervised`` has
 them in the decoder untrained, the paper's baseline, ``absent`` has none. ``task-oracle`` sees what is hidden, with a
-context of two observations (CueReach: 16, 4 apart): if that fails, the training is too short for the comparison to mean
-anything. ``cue_reach-oracle/predict_To2`` has two there too: what it sees decides one step of 67, and it follows its own
-drift instead.
+context of two observations (CueReach: 16, 4 apart): if that fails, the training is too short for the comparison to
+mean anything. ``cue_reach-oracle/predict_To2`` has two there too: what it sees decides one step of 67, and it follows
+its own drift instead.
 Demonstrations are recorded anew for every seed and kept under ``OUT/data``. The rows:
 
 - ``success``: share of 400 episodes (Meta-World: 100), the same starts for every method and seed;

@@ -24,6 +24,7 @@ SUITES = {
     "robust": "decisionrl.benchmarks.robust",
     "preferences": "decisionrl.benchmarks.preferences",
     "robotics": "decisionrl.benchmarks.robotics",
+    "icrl": "decisionrl.benchmarks.icrl",
 }
 """Suite name -> module with ``cases(profile, data) -> list[Case]``."""
 
@@ -537,15 +538,20 @@ def _catalogue(kind: str) -> dict[str, str]:
 
         return {name: (builder.__doc__ or "").splitlines()[0] for name, builder in BUILDERS.items()}
     if kind == "datasets":
-        from decisionrl.experience.data import DEMONSTRATIONS, LABS
+        from decisionrl.experience.data import DEMONSTRATIONS, HISTORIES, LABS
         from decisionrl.recording import MAKERS
         from decisionrl.recording import metadata as maker_metadata
 
         labs = {name: (make.__doc__ or "").splitlines()[0] for name, make in LABS.items()}
         shown = {name: f"Demonstrations of {env} by a scripted expert." for name, env in DEMONSTRATIONS.items()}
+        shown |= {name: f"Learning histories of {_given(given)}." for name, given in HISTORIES.items()}
         made = {f"make-dataset {name}": _recipe_line(maker_metadata(name)) for name in MAKERS}
         return {**labs, **shown, **made}
     return {name: (importlib.import_module(module).__doc__ or "").splitlines()[0] for name, module in SUITES.items()}
+
+
+def _given(arguments: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in arguments.items())
 
 
 def _recipe_line(about: Mapping[str, Any]) -> str:

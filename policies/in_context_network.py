@@ -47,9 +47,10 @@ class InContextSizes:
 
 SIZES: dict[str, InContextSizes] = {
     "paper": InContextSizes(),
+    "light": InContextSizes(layers=2, heads=2, width=16, feedforward=64),
     "cpu": InContextSizes(layers=2, dropout=0.0, attention_dropout=0.0, block="gpt", last_norm=True),
 }
-"""``"cpu"`` trains in minutes on one core."""
+"""``"light"`` is the lightweight model of arXiv 2505.15143; ``"cpu"`` trains in minutes on one core."""
 
 
 class ContextLengthError(ValueError):

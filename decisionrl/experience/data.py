@@ -6,15 +6,21 @@ import os
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from decisionrl.experience.d4rl import load_d4rl
+from decisionrl.experience.histories import LearningHistories, collect_histories, open_histories
 from decisionrl.experience.minari import ROOT, load_minari
 from decisionrl.experience.preference_formats import load_segments, score_names
 from decisionrl.experience.preferences import Segments
 from decisionrl.experience.store import DatasetError, EpisodeStore
 from decisionrl.names import UnknownNameError, pick
 from decisionrl.recording.demonstrations import record_demonstrations
+from decisionrl.recording.histories import HistoryPlan
 from decisionrl.recording.labs import Lab, gridworld_lab, point_lab, two_modes_lab
+
+LAB = "lab/"
+"""How the names of labs begin."""
 
 LABS: Mapping[str, Callable[[], Lab]] = {
     "lab/gridworld": gridworld_lab,
@@ -29,6 +35,13 @@ DEMONSTRATIONS: Mapping[str, str] = {
     "lab/push-t": "decisionrl/PushT-v0",
 }
 """Demonstrations of these tasks, recorded where they are asked for; nobody compared their segments."""
+
+HISTORIES: Mapping[str, Mapping[str, Any]] = {
+    "lab/darkroom": {"streams": 50},
+    "lab/darkroom-noise": {"streams": 50, "noise": 0.3},
+    "lab/darkroom-permuted": {"streams": 50, "env": "darkroom_permuted"},
+}
+"""Learning histories, recorded where they are asked for, with these arguments of their maker."""
 
 SEGMENTS = "segments.npz"
 """The file of segments and scores in the directory of a dataset, beside its ``data``."""
@@ -81,6 +94,22 @@ def open_score_names(name: str | Path) -> list[str]:
     return list(_lab(str(name)).scores) if str(name) in LABS else score_names(_segments_file(name))
 
 
+def open_histories_of(name: str | Path) -> LearningHistories:
+    """Learning histories by name.
+
+    Args:
+        name: a lab, one of ``HISTORIES``, or a directory of ``make-dataset histories``.
+
+    Raises:
+        UnknownNameError: there is no lab of that name; it suggests the nearest one.
+        DatasetError: what is there cannot be used.
+    """
+    if str(name) in HISTORIES or (str(name).startswith(LAB) and not Path(name).exists()):
+        pick("data", str(name), HISTORIES)
+        return _histories(str(name))
+    return open_histories(name)
+
+
 @cache
 def _lab(name: str) -> Lab:
     return LABS[name]()
@@ -89,6 +118,12 @@ def _lab(name: str) -> Lab:
 @cache
 def _demonstrations(name: str) -> EpisodeStore:
     return record_demonstrations(env=DEMONSTRATIONS[name])
+
+
+@cache
+def _histories(name: str) -> LearningHistories:
+    plan = HistoryPlan(**HISTORIES[name])
+    return collect_histories(plan.layout("train"), plan.learn)
 
 
 def _segments_file(name: str | Path) -> Path:

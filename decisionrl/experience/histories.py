@@ -295,13 +295,7 @@ def open_histories(directory: Path | str) -> LearningHistories:
     if manifest["complete"] != layout.num_shards:
         found = f"{path} has {manifest['complete']} of {layout.num_shards} shards"
         raise DatasetError(f"{found}; valid: all, which going on writing it brings about")
-    return learning_histories(
-        [_opened(path, layout, shard) for shard in range(layout.num_shards)],
-        task=torch.tensor(layout.task),
-        max_return=torch.tensor(layout.max_return, dtype=torch.float32),
-        horizon=layout.horizon,
-        info=layout.info,
-    )
+    return _described([_opened(path, layout, shard) for shard in range(layout.num_shards)], layout)
 
 
 def write_histories(
@@ -344,6 +338,30 @@ def write_histories(
     return open_histories(path)
 
 
+def collect_histories(layout: HistoryLayout, source: Source) -> LearningHistories:
+    """The histories that :func:`write_histories` would write, in memory.
+
+    Raises:
+        DatasetError: the source gives what does not fit the layout.
+    """
+    blocks = []
+    for shard in range(layout.num_shards):
+        block = {name: np.empty(shape, dtype) for name, (shape, dtype) in layout.arrays(shard).items()}
+        _fill(block, layout, shard, source, lambda done: None)
+        blocks.append(block)
+    return _described(blocks, layout)
+
+
+def _described(blocks: Sequence[Block], layout: HistoryLayout) -> LearningHistories:
+    return learning_histories(
+        blocks,
+        task=torch.tensor(layout.task),
+        max_return=torch.tensor(layout.max_return, dtype=torch.float32),
+        horizon=layout.horizon,
+        info=layout.info,
+    )
+
+
 def _write_shard(
     directory: Path, layout: HistoryLayout, shard: int, source: Source, report: Callable[[int], None]
 ) -> None:
@@ -352,6 +370,21 @@ def _write_shard(
         name: open_memmap(files[name], mode="w+", dtype=dtype, shape=shape)
         for name, (shape, dtype) in layout.arrays(shard).items()
     }
+    _fill(arrays, layout, shard, source, report)
+    for name, array in arrays.items():
+        array.flush()
+        sync(files[name])
+    sync(directory)
+
+
+def _fill(
+    arrays: Mapping[str, np.ndarray[Any, Any]],
+    layout: HistoryLayout,
+    shard: int,
+    source: Source,
+    report: Callable[[int], None],
+) -> None:
+    """Put the transitions of a shard's tasks into its arrays."""
     done = 0
     for piece in source(torch.tensor(layout.shard_tasks(shard))):
         steps = piece.reward.shape[-1]
@@ -361,10 +394,6 @@ def _write_shard(
         report(done)
     if done != layout.num_steps:
         raise DatasetError(f"the source gave {done} steps; valid: {layout.num_steps}, those of a history")
-    for name, array in arrays.items():
-        array.flush()
-        sync(files[name])
-    sync(directory)
 
 
 def _put(name: str, place: np.ndarray[Any, Any], value: Tensor) -> None:

@@ -7,42 +7,18 @@ GradientLearner(policy, planning_nll, optimizer)                                
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
+from decisionrl.experience.history_windows import InContextBatch
 from decisionrl.learner import Loss
 from decisionrl.policies.in_context import InContextPolicy, PlanningPolicy
 
 Target = Literal["action", "label"]
 Positions = Literal["all", "last"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class InContextBatch:
-    """Windows of learning histories.
-
-    Attributes:
-        observation: s_t, [batch, step, ...].
-        action: a_t, [batch, step, ...].
-        reward: r_t, of a_t, [batch, step].
-        start: where an episode begins, [batch, step].
-        next_observation: s_{t+1}, which at the end of an episode is not the next in the window, [batch, step, ...]; a
-            model of the world is trained on it.
-        label: the optimal action at s_t, [batch, step, ...].
-        weight: of each window, [batch]; by default all are equal.
-    """
-
-    observation: Tensor
-    action: Tensor
-    reward: Float[Tensor, "batch step"]
-    start: Bool[Tensor, "batch step"]
-    next_observation: Tensor | None = None
-    label: Tensor | None = None
-    weight: Float[Tensor, " batch"] | None = None
 
 
 def action_nll(

@@ -52,6 +52,9 @@ RECIPES = {
     "oppo_human": "decisionrl.recipes.oppo_human",
     "diffusion_policy": "decisionrl.recipes.diffusion_policy",
     "ptp": "decisionrl.recipes.ptp",
+    "ad": "decisionrl.recipes.ad",
+    "dpt": "decisionrl.recipes.dpt",
+    "dicp": "decisionrl.recipes.dicp",
 }
 """Recipe name -> module that holds a function of that name and METADATA; imported when used."""
 
@@ -64,8 +67,11 @@ ON_RECORDED_DATA = ("bc", "sft", "cpl", "cpl_bc", "cpl_kl", "dpo_control", "iql"
 ON_DEMONSTRATIONS = ("diffusion_policy", "ptp")
 """The recipes on demonstrations."""
 
+ON_HISTORIES = ("ad", "dpt", "dicp")
+"""The recipes on learning histories."""
+
 ON_ENVIRONMENTS = tuple(
-    name for name in RECIPES if name not in ("hdpo", *LINEAR_MDPS, *ON_RECORDED_DATA, *ON_DEMONSTRATIONS)
+    name for name in RECIPES if name not in ("hdpo", *LINEAR_MDPS, *ON_RECORDED_DATA, *ON_DEMONSTRATIONS, *ON_HISTORIES)
 )
 """The recipes on any environment."""
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,6 +35,8 @@ SOURCES: dict[str, tuple[Callable[..., Iterable[Transitions]], str]] = {
     "q_learning": (q_learning, "step_size"),
 }
 """Name -> the algorithm and what it calls its learning rate."""
+
+Part = Literal["train", "test"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,38 +86,87 @@ def histories(
         ValueError: another argument is not valid.
         DatasetError: a directory has histories of other settings, or other files.
     """
-    family = _family(env, env_options or {}).to(device)
-    pick("source", source, SOURCES)
-    if steps < 1 or steps % family.horizon:
-        raise ValueError(f"steps = {steps}; valid: whole episodes of {family.horizon} steps")
-    if rates == []:
-        raise ValueError("rates is empty; valid: one learning rate or more")
-    settings = {
-        "env": env,
-        "env_options": dict(env_options or {}),
-        "source": source,
-        "source_options": dict(source_options or {}),
-        "rates": rates,
-        "streams": streams,
-        "steps": steps,
-        "noise": noise,
-        "split_seed": split_seed,
-        "seed": seed,
-    }
-    given = {"streams": streams, "episodes": steps // family.horizon, "noise": noise, "seed": seed}
-    learn = partial(_learning, family, source, source_options or {}, rates, given)
-    train, test = family.split(split_seed)
-    with _named_options("source_options", source_options or {}, source):
-        learn(train[:1])  # what is not valid is told before anything is written
-    name = f"{env}-{source}{f'-noise{noise:g}' if noise else ''}".replace("_", "-")
+    plan = HistoryPlan(
+        env=env,
+        env_options=env_options or {},
+        source=source,
+        source_options=source_options or {},
+        rates=rates,
+        streams=streams,
+        steps=steps,
+        noise=noise,
+        split_seed=split_seed,
+        seed=seed,
+        device=device,
+    )
     directories = []
-    for part, tasks in (("train", train), ("test", test)) if test_tasks else (("train", train),):
-        directory = Path(out) / f"{name}-{part}-seed{seed}"
-        layout = HistoryLayout(
+    parts: tuple[Part, ...] = ("train", "test") if test_tasks else ("train",)
+    for part in parts:
+        directory = Path(out) / plan.name(part)
+        layout = plan.layout(part, tasks_per_shard=tasks_per_shard)
+        _log_returns(directory, write_histories(directory, layout, plan.learn, progress=_Progress(directory)))
+        directories.append(directory)
+    return directories
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryPlan:
+    """Which learners learn which tasks, with the arguments of :func:`histories`.
+
+    collect_histories(plan.layout("train"), plan.learn)      # in memory
+
+    Raises:
+        UnknownNameError, ValueError: as :func:`histories`.
+    """
+
+    env: str = "darkroom"
+    env_options: Mapping[str, Any] = field(default_factory=dict)
+    source: str = "ppo"
+    source_options: Mapping[str, Any] = field(default_factory=dict)
+    rates: Sequence[float] | None = None
+    streams: int = 100
+    steps: int = 1000
+    noise: float = 0.0
+    split_seed: int | None = None
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        pick("source", self.source, SOURCES)
+        if self.steps < 1 or self.steps % self.family.horizon:
+            raise ValueError(f"steps = {self.steps}; valid: whole episodes of {self.family.horizon} steps")
+        if self.rates is not None and not self.rates:
+            raise ValueError("rates is empty; valid: one learning rate or more")
+        with _named_options("source_options", self.source_options, self.source):
+            self.learn(self.tasks("train")[:1])  # what is not valid is told before anything is written
+
+    @cached_property
+    def family(self) -> GridFamily:
+        return _family(self.env, self.env_options).to(self.device)
+
+    @property
+    def episodes(self) -> int:
+        """Of each history."""
+        return self.steps // self.family.horizon
+
+    def name(self, part: Part) -> str:
+        """Of the directory."""
+        noise = f"-noise{self.noise:g}" if self.noise else ""
+        return f"{self.env}-{self.source}{noise}-{part}-seed{self.seed}".replace("_", "-")
+
+    def tasks(self, part: Part) -> Int[Tensor, " task"]:
+        """Their ids."""
+        return self.family.split(self.split_seed)[("train", "test").index(part)]
+
+    def layout(self, part: Part, *, tasks_per_shard: int = 128) -> HistoryLayout:
+        """Of the histories of a part of the tasks."""
+        family, tasks = self.family, self.tasks(part)
+        settings = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "device"}
+        return HistoryLayout(
             task=tasks.tolist(),
             max_return=family.max_return[tasks].tolist(),
-            histories=streams,
-            episodes=steps // family.horizon,
+            histories=self.streams,
+            episodes=self.episodes,
             horizon=family.horizon,
             observation_shape=family.observation_space.shape,
             observation_dtype=np.min_scalar_type(family.size - 1).name,
@@ -122,9 +174,15 @@ def histories(
             tasks_per_shard=tasks_per_shard,
             info={"maker": "histories", **settings, "tasks": part},
         )
-        _log_returns(directory, write_histories(directory, layout, learn, progress=_Progress(directory)))
-        directories.append(directory)
-    return directories
+
+    def learn(self, tasks: Int[Tensor, " task"]) -> Iterable[Transitions]:
+        """The learners' steps in some tasks: a ``Source`` of histories."""
+        algorithm, rate = SOURCES[self.source]
+        options = {**self.source_options, "noise": self.noise, "seed": self.seed}
+        if self.rates is not None:
+            each = torch.tensor(self.rates)[torch.arange(self.streams) % len(self.rates)]
+            options = {rate: each.expand(len(tasks), -1), **options}
+        return algorithm(self.family, tasks, streams=self.streams, episodes=self.episodes, **options)
 
 
 class _Progress:
@@ -161,23 +219,6 @@ def _family(env: str, options: Mapping[str, Any]) -> GridFamily:
     if not isinstance(family, GridFamily):
         raise ValueError(f"env = {env!r} has no table of states; valid: a family on a grid")
     return family
-
-
-def _learning(
-    family: GridFamily,
-    source: str,
-    options: Mapping[str, Any],
-    rates: Sequence[float] | None,
-    given: Mapping[str, Any],
-    tasks: Int[Tensor, " task"],
-) -> Iterable[Transitions]:
-    """The source on some tasks."""
-    algorithm, rate = SOURCES[source]
-    if rates is None:
-        return algorithm(family, tasks, **options, **given)
-    streams = given["streams"]
-    each = torch.tensor(rates)[torch.arange(streams) % len(rates)].expand(len(tasks), streams)
-    return algorithm(family, tasks, **{rate: each}, **options, **given)
 
 
 @contextmanager

@@ -155,6 +155,10 @@ class GridFamily:
     def observation(self, state: Int[Tensor, "... 3"]) -> Int[Tensor, "... 2"]:
         return state[..., :2]
 
+    def state_of(self, observation: Int[Tensor, "... 2"], collected: Float[Tensor, ...]) -> Int[Tensor, "... 3"]:
+        given = collected.long() if self.once else torch.zeros_like(collected, dtype=torch.int64)
+        return torch.cat([observation, given[..., None]], -1)
+
     def success(self, state: Int[Tensor, "... 3"], task: Int[Tensor, ...]) -> Bool[Tensor, ...]:
         """All goals have been visited; where rewards do not come once: the cell is the goal."""
         if self.once:

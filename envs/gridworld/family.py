@@ -70,6 +70,11 @@ class TaskFamily(Protocol):
         """What is seen of a state."""
         ...
 
+    def state_of(self, observation: Tensor, collected: Float[Tensor, ...]) -> Tensor:
+        """The state in which this is seen once an episode has given so much reward; ``observation`` undone, so that
+        recorded steps can be judged."""
+        ...
+
     def success(self, state: Tensor, task: Int[Tensor, ...]) -> Bool[Tensor, ...]:
         """Whether a state is one in which the task is done."""
         ...

@@ -87,6 +87,9 @@ class ReachFamily:
     def observation(self, state: Float[Tensor, "... 3"]) -> Float[Tensor, "... 3"]:
         return state
 
+    def state_of(self, observation: Float[Tensor, "... 3"], collected: Float[Tensor, ...]) -> Float[Tensor, "... 3"]:
+        return observation
+
     def success(self, state: Float[Tensor, "... 3"], task: Int[Tensor, ...]) -> Bool[Tensor, ...]:
         distance: Tensor = torch.linalg.vector_norm(self.goals[task] - state, dim=-1)
         return distance < REACHED

@@ -11,8 +11,9 @@ import torch
 from gymnasium import spaces
 
 from decisionrl.envs.gridworld.darkroom import darkroom
+from decisionrl.experience.history_windows import InContextBatch
 from decisionrl.learner import GradientLearner
-from decisionrl.objectives.in_context import InContextBatch, action_nll, planning_nll
+from decisionrl.objectives.in_context import action_nll, planning_nll
 from decisionrl.policies.in_context import InContextPolicy, PlanningPolicy
 from decisionrl.policies.in_context_network import InContextSizes
 

@@ -1,0 +1,213 @@
+"""The suite of in-context reinforcement learning: transformers that learned from learners, in tasks they never saw.
+
+Case names are ENV-DATA: ``darkroom-noise30``. Environments: darkroom, permuted, large, key_to_door. Data: ``clean``
+learning histories of tabular PPO; ``noise30``, where 30 % of every task's histories act at random; ``half``, the first
+half of each history; ``light``, a smaller model on clean histories; ``mixed``, learning rates from far too small to
+good, so that the histories of a task differ without noise. Methods: ``ad``, ``dpt``, ``dicp``, and with ``_lhf`` the
+same on filtered histories (arXiv 2505.15143). ``darkroom-noise30`` also has ``ad_lhf`` with other weights of stability
+(``ad_lhf_lambda0``), temperatures (``ad_lhf_alpha0.25``) and ways to draw (``ad_lhf_weight``). Every seed has a split
+into training and test tasks, histories and a training of its own; methods of a seed share them. The rows:
+
+- ``mean_return``: over 30 episodes in a row of unseen tasks, from an empty context, at least 64 contexts in all; the
+  interval is over tasks, the reference the mean of the tasks' largest returns. ``first_return``, ``last_return``: of
+  the first episode and of the last three.
+- ``random_share``: of histories at random among those that were trained on. ``data_return``: their mean return.
+- ``loss``: of the last batch. ``training_seconds``, ``cpu_seconds``: of the training alone, on one thread;
+  ``evaluation_seconds``: of playing those episodes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from decisionrl.benchmarks.control_training import one_thread, train
+from decisionrl.benchmarks.recorded import recorded
+from decisionrl.benchmarks.suite import Case, CaseContext, CaseResult, Measurement
+from decisionrl.evaluation.in_context import InContextEvaluator
+from decisionrl.evaluation.results import config_hash
+from decisionrl.evaluation.series import Curve, Series
+from decisionrl.evaluation.statistics import bootstrap_mean
+from decisionrl.experience.histories import LearningHistories
+from decisionrl.experience.history_windows import HistoryWindows
+from decisionrl.recipes import recipe
+from decisionrl.recipes.in_context import SMALL
+from decisionrl.recording.histories import HistoryPlan, histories
+from decisionrl.recording.tabular_sources import random_streams
+
+EVALUATION_SEED = 20_261_123
+NOISE = 0.3
+STREAMS = 50
+LAST = 3
+"""Episodes of the last return."""
+
+MIXED_RATES = (0.002, 0.005, 0.01, 0.02, 0.05)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryData:
+    """Learning histories, recorded anew for every seed. arguments: of their maker."""
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, context: CaseContext) -> Path:
+        """Where they are."""
+        root = context.directory.parent.parent / "data" / config_hash(dict(self.arguments))
+        # The published split comes first.
+        arguments = {"streams": STREAMS, **self.arguments, "seed": context.seed, "split_seed": context.seed or None}
+        return recorded(root, HistoryPlan(**arguments).name("train"), histories, **arguments)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InContextCase:
+    """Train ``recipe`` on the histories, then let it learn tasks that it has not seen."""
+
+    data: HistoryData
+    recipe: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, context: CaseContext) -> CaseResult:
+        with one_thread():
+            data = self.data(context)
+            experiment = recipe(self.recipe)(data=str(data), seed=context.seed, device=context.device, **self.arguments)
+            record = train(experiment, experiment.config["steps"], context.progress)
+            evaluator, windows = experiment.evaluate, experiment.source.draw
+            assert isinstance(evaluator, InContextEvaluator)
+            assert isinstance(windows, HistoryWindows)
+            began = time.perf_counter()
+            returns = evaluator.returns(experiment.policy, seed=EVALUATION_SEED).double().cpu()
+            seconds = time.perf_counter() - began
+        optimum = evaluator.family.max_return[evaluator.tasks].double().mean().item()
+        rows = [
+            _over_tasks("mean_return", returns, optimum),
+            _over_tasks("first_return", returns[..., :1], optimum),
+            _over_tasks("last_return", returns[..., -LAST:], optimum),
+            *_about(windows),
+            Measurement("training_seconds", record.clock.wall),
+            Measurement("cpu_seconds", record.clock.cpu),
+            Measurement("evaluation_seconds", seconds),
+        ]
+        curve = returns.mean((0, 1))
+        shown = Curve(
+            x_label="episode",
+            y_label="return",
+            x=list(range(1, len(curve) + 1)),
+            y=curve.tolist(),
+            reference=optimum,
+        )
+        return CaseResult(rows, Series(curve=shown))
+
+
+def _over_tasks(metric: str, returns: torch.Tensor, optimum: float) -> Measurement:
+    by_task = returns.mean((1, 2)).numpy()
+    estimate = bootstrap_mean(by_task, rng=np.random.default_rng(EVALUATION_SEED))
+    return Measurement(metric, estimate, optimum, "exact", better="higher")
+
+
+def _about(windows: HistoryWindows) -> list[Measurement]:
+    """Of the histories that are trained on; weights count as shares."""
+    chosen, weight = windows.histories, windows.weight
+    weight = torch.ones(chosen.index.shape) if weight is None else weight
+    share = weight / weight.sum()
+    random = _random(chosen).gather(1, chosen.index)
+    returns = chosen.episode_returns().mean(-1)
+    return [
+        Measurement("random_share", (share * random).sum().item()),
+        Measurement("data_return", (share * returns).sum().item(), better="higher"),
+    ]
+
+
+def _random(chosen: LearningHistories) -> torch.Tensor:
+    """Which of the stored histories of each task act at random, [task, stored]."""
+    info = chosen.info
+    return random_streams(chosen.task, info["streams"], share=info["noise"], seed=info["seed"])
+
+
+# ---------------------------------------------------------------------------------------------- the cases
+
+ENVIRONMENTS: Mapping[str, Mapping[str, Any]] = {
+    "darkroom": {"env": "darkroom"},
+    "permuted": {"env": "darkroom_permuted"},
+    "large": {"env": "darkroom_large"},
+    "key_to_door": {"env": "dark_key_to_door", "streams": 10},
+}
+"""Name -> arguments of the maker; key to door has 6,233 training tasks."""
+
+DATA: Mapping[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
+    "clean": ({}, {}),
+    "noise30": ({"noise": NOISE}, {}),
+    "half": ({}, {"share": 0.5}),
+    "light": ({}, {"sizes": "light"}),
+    "mixed": ({"rates": list(MIXED_RATES)}, {}),
+}
+"""Name -> arguments of the maker, and of the recipe."""
+
+BACKBONES = ("ad", "dpt", "dicp")
+
+LAMBDAS = (0.0, 0.5, 2.0, 1000.0)
+ALPHAS = (0.0625, 0.125, 0.25, 0.5, 1.0)
+MODES = ("shuffled", "multinomial", "weight")
+
+SENSITIVITY: Mapping[str, Mapping[str, Any]] = {
+    **{f"lambda{value:g}": {"stability_weight": value} for value in LAMBDAS},
+    **{f"alpha{value:g}": {"alpha": value} for value in ALPHAS},
+    **{mode: {"filter_mode": mode} for mode in MODES},
+}
+"""Variants of the filter; without one lambda is 1 and the rule linear."""
+
+COST = {"ad": 1.0, "dpt": 1.0, "dicp": 4.0}
+
+QUICK: Mapping[str, Any] = {"env_options": {"size": 5, "horizon": 10}, "streams": 20, "steps": 300}
+"""A small dark room, for the quick profile."""
+
+
+def cases(profile: str, data: Path | None) -> list[Case]:
+    """All cases of a profile, in the order of the report; there is no use for ``data``."""
+    if profile == "quick":
+        small = {"steps": 400, "batch": 32, "evaluation_episodes": 20}
+        return [
+            _case("darkroom5", kind, backbone, filtered, {**QUICK, **DATA[kind][0]}, small)
+            for kind in ("clean", "noise30")
+            for backbone in ("ad", "dpt")
+            for filtered in ("none", "lhf")
+        ]
+    every = [
+        _case(env, kind, backbone, filtered, {**ENVIRONMENTS[env], **DATA[kind][0]}, DATA[kind][1])
+        for env in ENVIRONMENTS
+        for kind in DATA
+        for backbone in BACKBONES
+        for filtered in ("none", "lhf")
+    ]
+    return [*every, *_sensitivity()]
+
+
+def _case(
+    env: str, kind: str, backbone: str, filtered: str, made: Mapping[str, Any], arguments: Mapping[str, Any]
+) -> Case:
+    """A case with its preset spelled out, so that results are made anew when that changes."""
+    return Case(
+        f"{env}-{kind}",
+        backbone if filtered == "none" else f"{backbone}_{filtered}",
+        InContextCase(
+            data=HistoryData(arguments=made), recipe=backbone, arguments={**SMALL, "filter": filtered, **arguments}
+        ),
+        cost=COST[backbone],
+    )
+
+
+def _sensitivity() -> Sequence[Case]:
+    data = HistoryData(arguments={**ENVIRONMENTS["darkroom"], "noise": NOISE})
+    return [
+        Case(
+            "darkroom-noise30",
+            f"ad_lhf_{name}",
+            InContextCase(data=data, recipe="ad", arguments={**SMALL, "filter": "lhf", **arguments}),
+        )
+        for name, arguments in SENSITIVITY.items()
+    ]

@@ -19,18 +19,14 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.vector import AutoresetMode
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from torch import Tensor
 
 from decisionrl.envs.robotics.memory_tasks import ARENA, REACHED, CountVisits, Progress, ReturnSide, made_task
 from decisionrl.envs.seeded import uniform
 from decisionrl.envs.world import Step
-
-Array = NDArray[Any]
-Info = dict[str, Any]
+from decisionrl.envs.world_gymnasium import Array, Info, WorldEnv, WorldVectorEnv, as_array
 
 SIDE = 32
 """Pixels along each side of an image."""
@@ -183,52 +179,40 @@ class MemoryWorld:
         return spaces.Box(low, high, dtype=np.float32)
 
 
-class MemoryEnv(gymnasium.Env[Array, Array]):
+class MemoryEnv(WorldEnv):
     """One copy of :class:`MemoryWorld`, with its arguments; ``info["success"]`` says whether the step succeeded.
 
-    ``reset(seed=s)`` plays the episode that seed s means to the world; without a seed it is drawn. With render_mode
-    ``"rgb_array"``, ``render()`` is a picture of the task's places and of the point's way so far.
+    With render_mode ``"rgb_array"``, ``render()`` is a picture of the task's places and of the point's way so far.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 8}  # noqa: RUF012 - Gymnasium's signature
+    world: MemoryWorld
 
     def __init__(self, task: str, *, render_mode: Literal["rgb_array"] | None = None, **options: Any) -> None:
-        self.world = MemoryWorld(task, num_envs=1, **options)
+        super().__init__(MemoryWorld(task, num_envs=1, **options))
         self.render_mode = render_mode
-        self._way = _array(self.world.position)
-        self.observation_space, self.action_space = self.world.observation_space, self.world.action_space
-        self._over = True
+        self._way = as_array(self.world.position)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, Info]:
-        super().reset(seed=seed)
-        self._over = False
-        seed = int(self.np_random.integers(2**63)) if seed is None else seed
-        observation = _array(self.world.reset([seed]))[0]
-        self._way = _array(self.world.position)
-        return observation, {"success": False}
+        begun = super().reset(seed=seed, options=options)
+        self._way = as_array(self.world.position)
+        return begun
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, Info]:
-        """Raises gymnasium.error.ResetNeeded when the episode is over or has not begun."""
-        if self._over:
-            raise gymnasium.error.ResetNeeded(f"{self.world.name}: no episode is running; call reset()")
-        step = self.world.step(torch.as_tensor(action)[None])
-        self._over = bool(step.over)
-        self._way = np.append(self._way, _array(self.world.position), 0)
-        reward = float(step.reward[0])
-        flags = bool(step.terminated[0]), bool(step.truncated[0])
-        return _array(step.observation)[0], reward, *flags, {"success": reward > 0}
+        stepped = super().step(action)
+        self._way = np.append(self._way, as_array(self.world.position), 0)
+        return stepped
 
     def render(self) -> Array | None:
         """An image of uint8 [240, 240, 3], or None without a render mode."""
         return None if self.render_mode is None else pictured(self.world.name, self._way)
 
+    def told(self, reward: Array) -> Mapping[str, Array]:
+        return {"success": reward > 0}
 
-class MemoryVectorEnv(VectorEnv[Array, Array, Array]):
+
+class MemoryVectorEnv(WorldVectorEnv):
     """``num_envs`` copies of :class:`MemoryWorld` with its arguments; each begins anew when its own episode has ended.
-
-    After ``reset(seed=s)`` copy i plays the episode of the single environment with seed s + i; the seeds of later ones
-    are drawn from one stream. autoreset_mode: NEXT_STEP, the default (the step after the end of an episode ignores its
-    action, resets and rewards 0), or SAME_STEP (the last observation is in ``info["final_obs"]``).
 
     Raises:
         ValueError: as MemoryWorld, or the mode is DISABLED.
@@ -242,49 +226,10 @@ class MemoryVectorEnv(VectorEnv[Array, Array, Array]):
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         **options: Any,
     ) -> None:
-        self._mode = AutoresetMode(autoreset_mode)
-        if self._mode == AutoresetMode.DISABLED:
-            raise ValueError("autoreset_mode = DISABLED; valid: NEXT_STEP, SAME_STEP")
-        self.metadata = {"render_modes": [], "autoreset_mode": self._mode}
-        self.world, self.num_envs = MemoryWorld(task, num_envs=num_envs, **options), num_envs
-        self.single_observation_space = self.world.observation_space
-        self.single_action_space = self.world.action_space
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-        self._over: list[int] = []
+        super().__init__(MemoryWorld(task, num_envs=num_envs, **options), autoreset_mode=autoreset_mode)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, Info]:
-        super().reset(seed=seed)
-        self._over = []
-        every = range(self.num_envs)
-        seeds = self._drawn(self.num_envs) if seed is None else [seed + i for i in every]
-        return _array(self.world.restart(every, seeds)), self._info(np.zeros(self.num_envs, np.bool_))
-
-    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, Info]:
-        ended = self._over if self._mode == AutoresetMode.NEXT_STEP else []
-        step = self.world.step(torch.as_tensor(actions), idle=ended)
-        self._over = list(step.over)
-        observation, reward = _array(step.observation), _array(step.reward).astype(np.float64)
-        terminated, truncated = _array(step.terminated), _array(step.truncated)
-        if ended:
-            observation = _array(self.world.restart(ended, self._drawn(len(ended))))
-            reward[ended], terminated[ended], truncated[ended] = 0, False, False
-        info = self._info(reward > 0)
-        if self._over and self._mode == AutoresetMode.SAME_STEP:
-            final = np.full(self.num_envs, None, dtype=object)
-            for i in self._over:
-                final[i] = observation[i]
-            info |= {"final_obs": final, "_final_obs": terminated | truncated, "final_info": dict(info)}
-            info["_final_info"] = terminated | truncated
-            observation = _array(self.world.restart(self._over, self._drawn(len(self._over))))
-        return observation, reward, terminated, truncated, info
-
-    def _drawn(self, count: int) -> list[int]:
-        drawn: list[int] = self.np_random.integers(2**63, size=count).tolist()
-        return drawn
-
-    def _info(self, success: Array) -> Info:
-        return {"success": success, "_success": np.ones(self.num_envs, np.bool_)}
+    def told(self, reward: Array) -> Mapping[str, Array]:
+        return {"success": reward > 0}
 
 
 def rendered(position: Float[Tensor, "copies 2"]) -> Int[Tensor, "copies 1 side side"]:
@@ -330,8 +275,3 @@ def _normal(seed: Int[Tensor, " copies"], step: Int[Tensor, " copies"]) -> Float
     number = uniform(seed, step, 2)
     radius, angle = (-2 * number[:, 0].log()).sqrt(), 2 * torch.pi * number[:, 1]
     return torch.stack([radius * angle.cos(), radius * angle.sin()], 1).float()
-
-
-def _array(value: Any) -> Array:
-    """A NumPy copy that shares nothing with the world."""
-    return np.array(value.cpu().numpy())

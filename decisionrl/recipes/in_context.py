@@ -177,12 +177,11 @@ class Histories:
             device=self.device,
         )
 
-    def teacher(self, observation: torch.Tensor, collected: torch.Tensor, task: torch.Tensor) -> torch.Tensor:
-        """The optimal action."""
-        family = self.tasks
-        place = (each.to(family.device) for each in (observation, collected, task))
-        observation, collected, task = place
-        return family.optimal_action(family.state_of(observation, collected), task)
+    @cached_property
+    def teacher(self) -> Teacher:
+        """Knows the optimal actions, on the CPU, where windows are cut."""
+        family = self.tasks.to("cpu")
+        return lambda observation, collected, task: family.optimal_action(family.state_of(observation, collected), task)
 
     def policy(self) -> InContextPolicy:
         """A new transformer."""

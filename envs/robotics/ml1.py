@@ -76,8 +76,8 @@ class ML1Env(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         self._physics.max_path_length = max_steps
         self._physics.set_task(instances[index])
         self._hand = SettledHand(self._physics)
-        size = 18 if self.task in TWO_OBJECTS else 11
-        self.observation_space = spaces.Box(-np.inf, np.inf, (size,), np.float32)
+        self._size = 18 if self.task in TWO_OBJECTS else 11
+        self.observation_space = spaces.Box(-np.inf, np.inf, (self._size,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
 
     def reset(
@@ -100,7 +100,7 @@ class ML1Env(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         self._physics.close()
 
     def _seen(self, full: NDArray[np.float64]) -> NDArray[np.float32]:
-        return full[: self.observation_space.shape[0]].astype(np.float32)
+        return full[: self._size].astype(np.float32)
 
 
 @functools.cache
@@ -110,8 +110,9 @@ def _benchmark(task: str, seed: int) -> Any:
         import metaworld
     except ImportError as error:
         raise ImportError(f"Meta-World: {error}; pip install 'decisionrl[robotics]'") from error
-    known = sorted(name.removesuffix("-v3") for name in metaworld.ML1.ENV_NAMES)
+    make: Any = metaworld.ML1
+    known = sorted(name.removesuffix("-v3") for name in make.ENV_NAMES)
     if task not in known:
         near = difflib.get_close_matches(task, known, n=1, cutoff=0)
         raise ValueError(f"task = {task!r}; did you mean {near[0]!r}? valid: {', '.join(known)}")
-    return metaworld.ML1(f"{task}-v3", seed=seed)
+    return make(f"{task}-v3", seed=seed)

@@ -130,11 +130,10 @@ def test_global_generators_are_left_alone_and_do_not_matter() -> None:
 # What is learned
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_ppo_learns(seed: int) -> None:
+def test_ppo_learns() -> None:
     tasks = torch.tensor([0, 5])
     options = {"streams": 8, "episodes": 24, "minibatch": 32, "epochs": 8, "learning_rate": 3e-3}
-    pieces = sb3_ppo(SMALL, tasks, seed=seed, **options)  # type: ignore[arg-type]
+    pieces = sb3_ppo(SMALL, tasks, **options)  # type: ignore[arg-type]
     returns = torch.stack([each.reward.sum(-1).mean(1) for each in pieces], -1)  # [task, episode]
     assert (returns[:, -6:].mean(1) > returns[:, :6].mean(1) + 2).all()
     assert returns[:, -6:].mean() > 0.8 * SMALL.max_return[tasks].mean()

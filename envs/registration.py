@@ -41,6 +41,9 @@ METAWORLD_MEMORY_TASKS = {
 PUSH_T = {"decisionrl/PushT-v0": "push_t"}
 """Id and name of ``envs/robotics/pusht.py``."""
 
+ML1 = "decisionrl/ML1-v0"
+"""Id of ``envs/robotics/ml1.py``."""
+
 TASK_FAMILIES = {
     "decisionrl/Darkroom-v0": "darkroom",
     "decisionrl/DarkroomPermuted-v0": "darkroom_permuted",
@@ -81,6 +84,7 @@ def register_envs() -> None:
         _register(identifier, "decisionrl.envs.gridworld.gymnasium", "TaskEnv", "TaskVectorEnv", family=family)
     for identifier in PUSH_T:
         _register(identifier, "decisionrl.envs.robotics.pusht", "PushTEnv")
+    _register(ML1, "decisionrl.envs.robotics.ml1", "ML1Env")
 
 
 def _id(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Learning histories of tabular learners in families of grid tasks, for in-context learning."""
+"""Learning histories of learners in families of grid tasks, for in-context learning."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from decisionrl.envs.gridworld.darkroom import GridFamily
 from decisionrl.envs.gridworld.world import FAMILIES, made_family
 from decisionrl.experience.histories import HistoryLayout, LearningHistories, Transitions, write_histories
 from decisionrl.names import pick
+from decisionrl.recording.sb3_sources import sb3_ppo
 from decisionrl.recording.tabular_sources import a2c, q_learning, tabular_ppo
 
 METADATA = {
     "title": "Learning histories for in-context learning",
     "arxiv": "2505.15143",
-    "changes": "tabular learners, all tasks at once, in place of neural networks; next observations at the end of an "
-    "episode are terminal ones, not those of the next start",
+    "changes": "tabular learners, all tasks at once, in place of neural networks (which source = sb3_ppo has); next "
+    "observations at the end of an episode are terminal ones, not those of the next start",
     "kinds": "the dark rooms " + ", ".join(name for name in FAMILIES if name != "hidden_reach"),
 }
 
@@ -33,6 +34,7 @@ SOURCES: dict[str, tuple[Callable[..., Iterable[Transitions]], str]] = {
     "ppo": (tabular_ppo, "learning_rate"),
     "a2c": (a2c, "learning_rate"),
     "q_learning": (q_learning, "step_size"),
+    "sb3_ppo": (sb3_ppo, "learning_rate"),
 }
 """Name -> the algorithm and what it calls its learning rate."""
 
@@ -67,10 +69,11 @@ def histories(
     Args:
         env: a family of grid tasks: darkroom, darkroom_permuted, darkroom_large or dark_key_to_door.
         env_options: of the family, such as ``{"size": 5, "horizon": 10}``.
-        source: the algorithm: ppo, a2c or q_learning, of ``decisionrl.recording.tabular_sources``.
+        source: the algorithm: ppo, a2c or q_learning, of ``decisionrl.recording.tabular_sources``, or sb3_ppo of
+            ``decisionrl.recording.sb3_sources``, the published one: a minute or two of one core for each task.
         source_options: of the algorithm, such as ``{"learning_rate": 0.02}``.
         rates: learning rates, which the streams of each task take in turn; every stream then has a learner of its own,
-            so that histories of different quality come about.
+            so that histories of different quality come about. Not for sb3_ppo.
         streams: histories of each task.
         steps: of each history, a whole number of episodes.
         noise: the share of each task's streams that act at random.

@@ -40,6 +40,7 @@ HISTORIES: Mapping[str, Mapping[str, Any]] = {
     "lab/darkroom": {"streams": 50},
     "lab/darkroom-noise": {"streams": 50, "noise": 0.3},
     "lab/darkroom-permuted": {"streams": 50, "env": "darkroom_permuted"},
+    "lab/bandit": {"streams": 1, "env": "bandit", "env_options": {"horizon": 100}, "source": "mixture", "steps": 100},
 }
 """Learning histories, recorded where they are asked for, with these arguments of their maker."""
 

@@ -47,6 +47,9 @@ SMALL: Mapping[str, Any] = {
 }
 """What takes minutes on one core with the histories of the makers."""
 
+ONE_EPISODE: Mapping[str, Any] = {**SMALL, "context_episodes": 1, "every": 1, "evaluation_episodes": 1}
+"""Of bandits: all that there is to learn from is in one episode."""
+
 
 class InContextOptions(TypedDict, total=False):
     """The arguments that the recipes of in-context learning take; see :class:`Histories` for what they mean."""
@@ -238,11 +241,12 @@ class Histories:
 
 
 def tuned_on_histories(recipe: Callable[P, Experiment]) -> Callable[P, Experiment]:
-    """Let a recipe begin from :data:`SMALL` where its data is of the library's makers; arguments take precedence."""
+    """Let a recipe begin from a preset where its data is of the library's makers; arguments take precedence."""
 
     @functools.wraps(recipe)
     def with_preset(*args: P.args, **kwargs: P.kwargs) -> Experiment:
         info = open_histories_of(str(kwargs.get("data", LAB))).info
-        return recipe(*args, **{**(SMALL if info.get("maker") == "histories" else {}), **kwargs})
+        preset = ONE_EPISODE if info.get("env") == "bandit" else SMALL
+        return recipe(*args, **{**(preset if info.get("maker") == "histories" else {}), **kwargs})
 
     return with_preset

@@ -1,4 +1,4 @@
-"""Learning histories of learners in families of grid tasks, for in-context learning."""
+"""Learning histories of learners in families of tasks, for in-context learning."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from decisionrl.envs.gridworld.bandit_family import BanditFamily
 from decisionrl.envs.gridworld.darkroom import GridFamily
+from decisionrl.envs.gridworld.family import TaskFamily
 from decisionrl.envs.gridworld.world import FAMILIES, made_family
 from decisionrl.experience.histories import HistoryLayout, LearningHistories, Transitions, write_histories
 from decisionrl.names import pick
+from decisionrl.recording.bandit_source import mixture_pulls
 from decisionrl.recording.sb3_sources import sb3_ppo
 from decisionrl.recording.tabular_sources import a2c, q_learning, tabular_ppo
 
@@ -27,16 +30,25 @@ METADATA = {
     "arxiv": "2505.15143",
     "changes": "tabular learners, all tasks at once, in place of neural networks (which source = sb3_ppo has); next "
     "observations at the end of an episode are terminal ones, not those of the next start",
-    "kinds": "the dark rooms " + ", ".join(name for name in FAMILIES if name != "hidden_reach"),
+    "kinds": "the dark rooms and bandits: " + ", ".join(name for name in FAMILIES if name != "hidden_reach"),
 }
 
-SOURCES: dict[str, tuple[Callable[..., Iterable[Transitions]], str]] = {
-    "ppo": (tabular_ppo, "learning_rate"),
-    "a2c": (a2c, "learning_rate"),
-    "q_learning": (q_learning, "step_size"),
-    "sb3_ppo": (sb3_ppo, "learning_rate"),
+
+class Algorithm(NamedTuple):
+    """Who acts in some tasks of a family of that kind; rate: what it calls its learning rate, if it learns."""
+
+    act: Callable[..., Iterable[Transitions]]
+    kind: type[GridFamily] | type[BanditFamily]
+    rate: str | None
+
+
+SOURCES: dict[str, Algorithm] = {
+    "ppo": Algorithm(tabular_ppo, GridFamily, "learning_rate"),
+    "a2c": Algorithm(a2c, GridFamily, "learning_rate"),
+    "q_learning": Algorithm(q_learning, GridFamily, "step_size"),
+    "sb3_ppo": Algorithm(sb3_ppo, GridFamily, "learning_rate"),
+    "mixture": Algorithm(mixture_pulls, BanditFamily, None),
 }
-"""Name -> the algorithm and what it calls its learning rate."""
 
 Part = Literal["train", "test"]
 
@@ -67,10 +79,11 @@ def histories(
     defaults are those of DICP (arXiv 2502.19009) and LHF (arXiv 2505.15143), whose noisy data have ``noise = 0.3``.
 
     Args:
-        env: a family of grid tasks: darkroom, darkroom_permuted, darkroom_large or dark_key_to_door.
+        env: a family of tasks: darkroom, darkroom_permuted, darkroom_large, dark_key_to_door or bandit.
         env_options: of the family, such as ``{"size": 5, "horizon": 10}``.
         source: the algorithm: ppo, a2c or q_learning, of ``decisionrl.recording.tabular_sources``, or sb3_ppo of
-            ``decisionrl.recording.sb3_sources``, the published one: a minute or two of one core for each task.
+            ``decisionrl.recording.sb3_sources``, the published one: a minute or two of one core for each task. For
+            bandits mixture, of ``decisionrl.recording.bandit_source``.
         source_options: of the algorithm, such as ``{"learning_rate": 0.02}``.
         rates: learning rates, which the streams of each task take in turn; every stream then has a learner of its own,
             so that histories of different quality come about. Not for sb3_ppo.
@@ -135,7 +148,13 @@ class HistoryPlan:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        pick("source", self.source, SOURCES)
+        algorithm = pick("source", self.source, SOURCES)
+        if not isinstance(self.family, algorithm.kind):
+            fitting = [name for name, each in SOURCES.items() if isinstance(self.family, each.kind)]
+            found = f"source = {self.source!r} with env = {self.env!r}"
+            raise ValueError(f"{found}; valid with this env: {', '.join(fitting) or 'no source'}")
+        if self.rates is not None and algorithm.rate is None:
+            raise ValueError(f"rates = {self.rates}; valid with source = {self.source!r}, which does not learn: None")
         if self.steps < 1 or self.steps % self.family.horizon:
             raise ValueError(f"steps = {self.steps}; valid: whole episodes of {self.family.horizon} steps")
         if self.rates is not None and not self.rates:
@@ -144,8 +163,10 @@ class HistoryPlan:
             self.learn(self.tasks("train")[:1])  # what is not valid is told before anything is written
 
     @cached_property
-    def family(self) -> GridFamily:
-        return _family(self.env, self.env_options).to(self.device)
+    def family(self) -> TaskFamily:
+        pick("env", self.env, FAMILIES)
+        with _named_options("env_options", self.env_options, self.env):
+            return made_family(self.env, self.env_options).to(self.device)
 
     @property
     def episodes(self) -> int:
@@ -172,20 +193,20 @@ class HistoryPlan:
             episodes=self.episodes,
             horizon=family.horizon,
             observation_shape=family.observation_space.shape,
-            observation_dtype=np.min_scalar_type(family.size - 1).name,
-            reward_dtype="uint8",
+            observation_dtype=np.min_scalar_type(int(family.observation_space.high.max())).name,
+            reward_dtype="uint8" if isinstance(family, GridFamily) else "float32",
             tasks_per_shard=tasks_per_shard,
             info={"maker": "histories", **settings, "tasks": part},
         )
 
     def learn(self, tasks: Int[Tensor, " task"]) -> Iterable[Transitions]:
         """The learners' steps in some tasks: a ``Source`` of histories."""
-        algorithm, rate = SOURCES[self.source]
+        algorithm = SOURCES[self.source]
         options = {**self.source_options, "noise": self.noise, "seed": self.seed}
         if self.rates is not None:
             each = torch.tensor(self.rates)[torch.arange(self.streams) % len(self.rates)]
-            options = {rate: each.expand(len(tasks), -1), **options}
-        return algorithm(self.family, tasks, streams=self.streams, episodes=self.episodes, **options)
+            options = {str(algorithm.rate): each.expand(len(tasks), -1), **options}
+        return algorithm.act(self.family, tasks, streams=self.streams, episodes=self.episodes, **options)
 
 
 class _Progress:
@@ -213,15 +234,6 @@ def _log_returns(directory: Path, made: LearningHistories) -> None:
         mean[-1],
         made.max_return.mean(),
     )
-
-
-def _family(env: str, options: Mapping[str, Any]) -> GridFamily:
-    pick("env", env, FAMILIES)
-    with _named_options("env_options", options, env):
-        family = made_family(env, options)
-    if not isinstance(family, GridFamily):
-        raise ValueError(f"env = {env!r} has no table of states; valid: a family on a grid")
-    return family
 
 
 @contextmanager

@@ -181,7 +181,7 @@ def random_streams(
         ValueError: the share is not in [0, 1].
     """
     _check_between("noise", share, 0, 1)
-    drawn = uniform(_seeds(tasks, streams, seed).flatten(), torch.tensor(-1, device=tasks.device), 1)
+    drawn = uniform(stream_seeds(tasks, streams, seed).flatten(), torch.tensor(-1, device=tasks.device), 1)
     rank = drawn.view(len(tasks), streams).argsort(1).argsort(1)
     return rank < round(share * streams)
 
@@ -289,7 +289,7 @@ def make_arena(
     return Arena(
         family=family,
         tasks=tasks,
-        seeds=_seeds(tasks, streams, seed),
+        seeds=stream_seeds(tasks, streams, seed),
         random=random_streams(tasks, streams, share=noise, seed=seed),
         hidden_state=hidden_state,
     )
@@ -487,7 +487,8 @@ def _played_q_learning(
         yield arena.play(episode, policy, learn).transitions
 
 
-def _seeds(tasks: Int[Tensor, " task"], streams: int, seed: int) -> Int[Tensor, "task stream"]:
+def stream_seeds(tasks: Int[Tensor, " task"], streams: int, seed: int) -> Int[Tensor, "task stream"]:
+    """Of the random numbers of each stream, whichever tasks are there."""
     first = torch.randint(2**62, (), generator=generator(seed, "tabular sources")).to(tasks.device)
     return first + tasks[:, None] * MOST_STREAMS + torch.arange(streams, device=tasks.device)
 

@@ -1,5 +1,6 @@
-"""Families of tasks for in-context learning, as functions of tensors and as worlds; bandits in ``bandit``."""
+"""Families of tasks for in-context learning, as functions of tensors and as worlds, bandits among them."""
 
+from decisionrl.envs.gridworld.bandit_family import BanditFamily, bandit
 from decisionrl.envs.gridworld.darkroom import (
     GridFamily,
     dark_key_to_door,
@@ -13,10 +14,12 @@ from decisionrl.envs.gridworld.world import FAMILIES, TaskWorld, made_family
 
 __all__ = [
     "FAMILIES",
+    "BanditFamily",
     "GridFamily",
     "ReachFamily",
     "TaskFamily",
     "TaskWorld",
+    "bandit",
     "dark_key_to_door",
     "darkroom",
     "darkroom_large",

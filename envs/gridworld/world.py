@@ -18,6 +18,7 @@ from gymnasium import spaces
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from decisionrl.envs.gridworld.bandit_family import bandit
 from decisionrl.envs.gridworld.darkroom import dark_key_to_door, darkroom, darkroom_large, darkroom_permuted
 from decisionrl.envs.gridworld.family import TaskFamily, check_whole
 from decisionrl.envs.gridworld.reach import hidden_reach
@@ -30,6 +31,7 @@ FAMILIES: dict[str, Callable[..., TaskFamily]] = {
     "darkroom_large": darkroom_large,
     "dark_key_to_door": dark_key_to_door,
     "hidden_reach": hidden_reach,
+    "bandit": bandit,
 }
 
 Part = Literal["all", "train", "test"]

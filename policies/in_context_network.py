@@ -15,6 +15,9 @@ from decisionrl.policies.sequence import linear
 
 Block = Literal["llama", "gpt"]
 
+Turn = tuple[Tensor, Tensor]
+"""Cosines and sines of the angles by which queries and keys are rotated."""
+
 _ROTARY_BASE = 10000.0
 _EPSILON = 1e-5
 
@@ -101,6 +104,7 @@ class CausalTransformer(nn.Module):
         self.position: nn.Parameter | None = None
         if sizes.block == "gpt":
             self.position = nn.Parameter(torch.randn(context, width, generator=generator))
+        self.rotary = _Rotary(width // sizes.heads) if sizes.block == "llama" else None
         self.dropout = nn.Dropout(sizes.dropout)
         self.blocks = nn.ModuleList(_Block(sizes, generator) for _ in range(sizes.layers))
         self.last_norm = _norm(sizes) if sizes.last_norm else nn.Identity()
@@ -112,9 +116,9 @@ class CausalTransformer(nn.Module):
             ContextLengthError: a window is longer than the context.
         """
         position = self._positions(tokens)
-        x = self._placed(tokens, position)
+        x, turn = self._placed(tokens, position), self._turn(position)
         for block in self._stack:
-            x = block(x, position, None)
+            x = block(x, turn, None)
         return self.last_norm(x)  # type: ignore[no-any-return]
 
     def with_asides(
@@ -131,9 +135,9 @@ class CausalTransformer(nn.Module):
         earlier = torch.ones(len(position), len(position), dtype=torch.bool, device=x.device).tril()
         itself, none = torch.eye(len(position), dtype=torch.bool, device=x.device), torch.zeros_like(earlier)
         allowed = torch.cat([torch.cat([earlier, none], 1), torch.cat([earlier, itself], 1)])
-        both = position.repeat(2)
+        turn = self._turn(position.repeat(2))
         for block in self._stack:
-            x = block(x, both, allowed)
+            x = block(x, turn, allowed)
         seen, aside = self.last_norm(x).chunk(2, 1)
         return seen, aside
 
@@ -158,10 +162,10 @@ class CausalTransformer(nn.Module):
             ContextLengthError: a window is longer than the context.
         """
         position = self._positions(tokens)
-        x = self._placed(tokens, position)
+        x, turn = self._placed(tokens, position), self._turn(position)
         entries = []
         for block in self._stack:
-            queries, keys, values = block.projected(x, position)
+            queries, keys, values = block.projected(x, turn)
             entries.append(torch.stack([keys, values], 1))
             x = block.finished(x, queries, keys, values, None, causal=True)
         counts = position < length[:, None]
@@ -180,9 +184,9 @@ class CausalTransformer(nn.Module):
         position = cache.length[:, None]
         row = torch.arange(len(token), device=token.device)
         seen = (torch.arange(self.context, device=token.device) <= position)[:, None, None]
-        x = self._placed(token[:, None], position)
+        x, turn = self._placed(token[:, None], position), self._turn(position)
         for layer, block in enumerate(self._stack):
-            queries, keys, values = block.projected(x, position)
+            queries, keys, values = block.projected(x, turn)
             kept = cache.entries[:, layer]
             kept[row, 0, :, cache.length] = keys[:, :, 0]
             kept[row, 1, :, cache.length] = values[:, :, 0]
@@ -197,9 +201,9 @@ class CausalTransformer(nn.Module):
         seen = (torch.arange(self.context, device=tokens.device) < cache.length[:, None])[:, None, None]
         itself = torch.eye(count, dtype=torch.bool, device=tokens.device).expand(len(tokens), 1, -1, -1)
         seen = torch.cat([seen.expand(-1, -1, count, -1), itself], 3)
-        x = self._placed(tokens, position)
+        x, turn = self._placed(tokens, position), self._turn(position)
         for layer, block in enumerate(self._stack):
-            queries, keys, values = block.projected(x, position)
+            queries, keys, values = block.projected(x, turn)
             keys, values = torch.cat([cache.entries[:, layer], torch.stack([keys, values], 1)], 3).unbind(1)
             x = block.finished(x, queries, keys, values, seen)
         return self.last_norm(x)  # type: ignore[no-any-return]
@@ -218,6 +222,9 @@ class CausalTransformer(nn.Module):
         placed = tokens if self.position is None else tokens + self.position[position]
         return self.dropout(placed)  # type: ignore[no-any-return]
 
+    def _turn(self, position: Tensor) -> Turn | None:
+        return None if self.rotary is None else self.rotary(position)
+
 
 class _Block(nn.Module):
     """``x + f(norm(x))`` with f attention, then a perceptron."""
@@ -229,13 +236,13 @@ class _Block(nn.Module):
         self.feedforward = (_SwiGLU if sizes.block == "llama" else _Gelu)(sizes.width, sizes.feedforward, generator)
         self.dropout = nn.Dropout(sizes.dropout)
 
-    def forward(self, x: Tensor, position: Tensor, allowed: Tensor | None) -> Tensor:
-        queries, keys, values = self.projected(x, position)
+    def forward(self, x: Tensor, turn: Turn | None, allowed: Tensor | None) -> Tensor:
+        queries, keys, values = self.projected(x, turn)
         return self.finished(x, queries, keys, values, allowed, causal=allowed is None)
 
-    def projected(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def projected(self, x: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor, Tensor]:
         """The queries, keys and values of x."""
-        return self.attention.projected(self.attention_norm(x), position)
+        return self.attention.projected(self.attention_norm(x), turn)
 
     def finished(
         self,
@@ -259,14 +266,15 @@ class _Attention(nn.Module):
         self.heads, self.dropout = sizes.heads, sizes.attention_dropout
         self.query_key_value = linear(width, 3 * width, generator)
         self.output = linear(width, width, generator)
-        self.rotary = _Rotary(width // sizes.heads) if sizes.block == "llama" else None
 
-    def projected(self, x: Float[Tensor, "n token width"], position: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values [n, heads, token, each]; position is [token] or [n, token]."""
-        queries, keys, values = self.query_key_value(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        if self.rotary is not None:
-            queries, keys = self.rotary(queries, keys, position)
-        return queries, keys, values
+    def projected(self, x: Float[Tensor, "n token width"], turn: Turn | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [n, heads, token, each], the first two turned."""
+        projected = self.query_key_value(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        queries_keys, values = projected.split((2, 1))
+        if turn is not None:
+            queries_keys = _rotated(queries_keys, *turn)
+        queries, keys = queries_keys
+        return queries, keys, values[0]
 
     def read(
         self,
@@ -285,8 +293,11 @@ class _Attention(nn.Module):
 
 
 class _Rotary(nn.Module):
-    """Rotates the pair (x_i, x_{i + h}), h being half the features, by the angle ``position 10000^(-i / h)``
-    (arXiv 2104.09864), so that a product of query and key depends on the difference of their positions."""
+    """Cosine and sine of the angle ``position 10000^(-i / h)`` by which the pair (x_i, x_{i + h}) of queries and of
+    keys is rotated, h being half the features (arXiv 2104.09864): products then depend on the difference of positions.
+
+    Positions are [token] or [n, token].
+    """
 
     frequency: Tensor
 
@@ -296,12 +307,11 @@ class _Rotary(nn.Module):
         frequency = _ROTARY_BASE ** -(torch.arange(half, dtype=torch.float64) / half)
         self.register_buffer("frequency", frequency.to(torch.get_default_dtype()), persistent=False)
 
-    def forward(self, queries: Tensor, keys: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, position: Tensor) -> Turn:
         angle = position[..., None] * self.frequency
         if position.dim() == 2:
             angle = angle[:, None]  # the same for all heads
-        cosine, sine = angle.cos(), angle.sin()
-        return _rotated(queries, cosine, sine), _rotated(keys, cosine, sine)
+        return angle.cos(), angle.sin()
 
 
 class _SwiGLU(nn.Module):

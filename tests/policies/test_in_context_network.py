@@ -98,7 +98,7 @@ def test_an_aside_is_the_last_token_of_its_own_sequence(block: str) -> None:
         position = torch.tensor([*range(t + 1), t])
         x = net._placed(x, position)
         for block_ in net.blocks:
-            x = block_(x, position, torch.ones(t + 2, t + 2, dtype=torch.bool).tril())
+            x = block_(x, net._turn(position), torch.ones(t + 2, t + 2, dtype=torch.bool).tril())
         torch.testing.assert_close(aside_outputs[:, t], net.last_norm(x)[:, -1], atol=1e-10, rtol=0)
 
         length = torch.full((BATCH,), t + 1)

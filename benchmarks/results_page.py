@@ -289,8 +289,8 @@ SPEED_NOTES = {
     "encoding the context anew in every denoising step, `candidates_5` five candidates at once beside one after the "
     "other, `rollout` episodes side by side beside one after the other. `ratio`: a decision with five candidates over "
     "one with a single. `latency_ms`: a decision for one robot.",
-    "speed-in-context": "In-context learning on one thread; what computes the same agrees before it is timed. A speedup "
-    "is the other's seconds over the library's, the median of the rounds with the smallest and largest: `histories` "
+    "speed-in-context": "In-context learning on one thread; what computes the same agrees before it is timed. A "
+    "speedup is the other's seconds over the library's, the median of the rounds with extremes: `histories` "
     "per transition beside Stable-Baselines3's PPO, `rollout` and `planning` beside a pass over the whole window for "
     "every action or imagined step, `update` beside a plain model, `filter` beside plain loops. `speedup_packed`: "
     "seconds per label with one label a window over those with one at every step.",

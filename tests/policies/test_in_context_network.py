@@ -182,5 +182,5 @@ def test_more_tokens_than_the_context_are_refused(block: str) -> None:
 def test_options_without_meaning_are_refused(sizes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         network(**sizes)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"sizes = 'huge'; valid: paper, cpu"):
+    with pytest.raises(ValueError, match=r"sizes = 'huge'; valid: paper, light, cpu"):
         CausalTransformer("huge", context=CONTEXT)

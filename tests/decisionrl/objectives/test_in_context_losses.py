@@ -167,7 +167,7 @@ def test_what_is_missing_or_has_no_meaning_is_named() -> None:
             r"reward = 0.5; valid: one of reward_values = \[0.0, 1.0\]",
             lambda: planning_nll(policy, replace(batch, reward=torch.full((3, 8), 0.5))),
         ),
-        (r"model_weight = -1.0; valid: at least 0", lambda: planning_nll(policy, batch, model_weight=-1.0)),
+        (r"model_weight = -1.0; valid: finite, at least 0", lambda: planning_nll(policy, batch, model_weight=-1.0)),
         (r"target = 'best'; valid: action, label", lambda: action_nll(policy.base, batch, target="best")),
         (r"positions = 'first'; valid: all, last", lambda: action_nll(policy.base, batch, positions="first")),
     ):

@@ -93,4 +93,5 @@ def _mean(nll: Float[Tensor, "batch step"], batch: InContextBatch, positions: Po
     if batch.weight is None:
         return window.mean()
     weight = batch.weight.to(window.dtype)
-    return torch.dot(weight, window) / weight.sum()
+    # A small batch may have no weight at all; its loss is 0.
+    return torch.dot(weight, window) / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)

@@ -81,6 +81,13 @@ def test_equal_weights_are_none() -> None:
     assert not plain.metrics["action_nll"].requires_grad
 
 
+def test_a_batch_without_weight_teaches_nothing() -> None:
+    policy, batch = made(), replace(recorded(), weight=torch.zeros(3))
+    loss = action_nll(policy, batch).value
+    assert loss == 0
+    assert all(gradient is not None and not gradient.any() for gradient in gradients(policy, loss).values())
+
+
 def test_with_an_optimal_source_both_losses_are_one() -> None:
     policy = made()
     source = recorded(optimal=True)

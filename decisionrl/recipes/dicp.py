@@ -46,8 +46,8 @@ def dicp(
     if not isinstance(family, GridFamily):
         raise DatasetError(f"{histories.data} is of {family.name}; valid for planning: tasks on a grid")
     if depth is None:
-        across = family.size - 1
-        depth = across if family.start_at == "center" and not family.once else 2 * across
+        from_center = family.start_at == "center" and not family.once
+        depth = 2 * (family.size // 2 if from_center else family.size - 1)
     policy = PlanningPolicy(
         histories.policy(),
         family.observation_space,

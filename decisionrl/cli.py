@@ -512,7 +512,9 @@ def _print_result(result: Mapping[str, Any]) -> None:
     if key == "mean_profit":
         low, high = -high, -low
     text = f"{key.replace('_', ' ')} {value:.5g}"
-    if result["episodes"]:
+    if result["episodes"] and low is None:
+        text += f"  ({result['episodes']} episodes; of one task there is no interval)"
+    elif result["episodes"]:
         text += f"  95 % interval {low:.5g} to {high:.5g}  ({result['episodes']} episodes)"
     else:
         text += f"  exact, {low:.5g} to {high:.5g} over runs"

@@ -32,7 +32,7 @@ def in_context_returns(
 
     Weights stay as they are; actions are sampled.
     """
-    noise, state = generator(seed, "actions"), policy.initial_state(world.num_envs)
+    noise, state = generator(seed, "actions", world.device), policy.initial_state(world.num_envs)
     starts = np.random.SeedSequence(seed, spawn_key=tuple(b"starts")).generate_state(episodes * world.num_envs) >> 1
     returns = []
     ended = torch.zeros(world.num_envs, dtype=torch.bool, device=world.device)
@@ -69,11 +69,26 @@ class InContextEvaluator:
     Attributes:
         tasks: ids.
         episodes: of each context.
+
+    Raises:
+        ValueError: there is no task, or nothing to earn in them.
     """
 
     family: TaskFamily
     tasks: Int[Tensor, " task"]
     episodes: int = EPISODES
+
+    def __post_init__(self) -> None:
+        if not len(self.tasks):
+            raise ValueError("tasks is empty; valid: at least one task")
+        if self.optimum == 0:
+            found = f"{self.family.name}: the largest returns of the {len(self.tasks)} tasks are 0 on average"
+            raise ValueError(f"{found}; valid: tasks in which something can be earned")
+
+    @property
+    def optimum(self) -> float:
+        """The mean return of the optimal policy."""
+        return self.family.max_return[self.tasks].double().mean().item()
 
     @property
     def replicas(self) -> int:
@@ -103,7 +118,6 @@ class InContextEvaluator:
         episodes = episodes or (self.episodes if long else min(QUICK_EPISODES, self.episodes))
         returns = self.returns(policy, episodes=episodes, seed=seed).double().cpu()
         estimate = bootstrap_mean(returns.mean((1, 2)).numpy(), rng=np.random.default_rng(seed))
-        optimum = self.family.max_return[self.tasks].double().mean().item()
         return {
             "mean_return": estimate.value,
             "low": estimate.low,
@@ -113,7 +127,7 @@ class InContextEvaluator:
             "last_return": returns[..., -max(1, episodes // 10) :].mean().item(),
             "tasks": len(self.tasks),
             "contexts": returns[..., 0].numel(),
-            "reference": optimum,
+            "reference": self.optimum,
             "reference_kind": "exact",
-            "gap": 1 - estimate.value / optimum,
+            "gap": (self.optimum - estimate.value) / abs(self.optimum),
         }

@@ -7,6 +7,7 @@ GradientLearner(policy, planning_nll, optimizer)                                
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -34,6 +35,7 @@ def action_nll(
     Raises:
         ValueError: an option is not valid, or the batch has no labels.
     """
+    check_options(target=target, positions=positions)
     loss = _mean(-policy.head.log_prob(policy(batch), _target(batch, target)), batch, positions)
     return Loss(loss, {"action_nll": loss.detach()})
 
@@ -54,8 +56,7 @@ def planning_nll(
         ValueError: an option is not valid, a reward is none of the policy's, or the batch has no labels or next
             observations.
     """
-    if not model_weight >= 0:
-        raise ValueError(f"model_weight = {model_weight}; valid: at least 0")
+    check_options(target=target, positions=positions, model_weight=model_weight)
     if batch.next_observation is None:
         raise ValueError("next_observation = None; valid for a model of the world: a tensor [batch, step, ...]")
     outputs, reward_logits, next_logits = policy(batch)
@@ -69,9 +70,17 @@ def planning_nll(
     )
 
 
-def _target(batch: InContextBatch, target: Target) -> Tensor:
+def check_options(*, target: Target = "action", positions: Positions = "all", model_weight: float = 1.0) -> None:
+    """ValueError unless these options of the losses are valid."""
     if target not in get_args(Target):
         raise ValueError(f"target = {target!r}; valid: {', '.join(get_args(Target))}")
+    if positions not in get_args(Positions):
+        raise ValueError(f"positions = {positions!r}; valid: {', '.join(get_args(Positions))}")
+    if not 0 <= model_weight < math.inf:
+        raise ValueError(f"model_weight = {model_weight}; valid: finite, at least 0")
+
+
+def _target(batch: InContextBatch, target: Target) -> Tensor:
     if target == "action":
         return batch.action
     if batch.label is None:
@@ -80,10 +89,9 @@ def _target(batch: InContextBatch, target: Target) -> Tensor:
 
 
 def _mean(nll: Float[Tensor, "batch step"], batch: InContextBatch, positions: Positions) -> Float[Tensor, ""]:
-    if positions not in get_args(Positions):
-        raise ValueError(f"positions = {positions!r}; valid: {', '.join(get_args(Positions))}")
     window = nll.mean(1) if positions == "all" else nll[:, -1]
     if batch.weight is None:
         return window.mean()
     weight = batch.weight.to(window.dtype)
-    return torch.dot(weight, window) / weight.sum()
+    # A small batch may have no weight at all; its loss is 0.
+    return torch.dot(weight, window) / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)

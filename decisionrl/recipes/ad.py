@@ -6,7 +6,7 @@ from functools import partial
 from typing import Unpack
 
 from decisionrl.experiment import Experiment
-from decisionrl.objectives.in_context import Positions, action_nll
+from decisionrl.objectives.in_context import Positions, action_nll, check_options
 from decisionrl.recipes.control import own_options
 from decisionrl.recipes.in_context import Histories, InContextOptions, tuned_on_histories
 
@@ -26,6 +26,7 @@ def ad(*, positions: Positions = "all", **common: Unpack[InContextOptions]) -> E
     positions: "last" trains the last step of a window only, as DICP's release does.
     """
     options = own_options(locals())
+    check_options(positions=positions)
     histories = Histories(**common)
     return histories.experiment(
         "ad",

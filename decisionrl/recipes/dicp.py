@@ -8,7 +8,7 @@ from typing import Unpack
 from decisionrl.envs.gridworld.darkroom import GridFamily
 from decisionrl.experience.store import DatasetError
 from decisionrl.experiment import Experiment
-from decisionrl.objectives.in_context import Positions, Target, planning_nll
+from decisionrl.objectives.in_context import Positions, Target, check_options, planning_nll
 from decisionrl.policies.in_context import PlanningPolicy
 from decisionrl.recipes.control import own_options
 from decisionrl.recipes.in_context import Histories, InContextOptions, tuned_on_histories
@@ -40,13 +40,14 @@ def dicp(
     cell is from the center (8 steps on 9 x 9 cells), or from a corner where goals lie there or there are several.
     """
     options = own_options(locals())
+    check_options(positions=positions, target=target, model_weight=model_weight)
     histories = Histories(**common)
     family = histories.tasks
     if not isinstance(family, GridFamily):
         raise DatasetError(f"{histories.data} is of {family.name}; valid for planning: tasks on a grid")
     if depth is None:
-        across = family.size - 1
-        depth = across if family.start_at == "center" and not family.once else 2 * across
+        from_center = family.start_at == "center" and not family.once
+        depth = 2 * (family.size // 2 if from_center else family.size - 1)
     policy = PlanningPolicy(
         histories.policy(),
         family.observation_space,

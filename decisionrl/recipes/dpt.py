@@ -6,7 +6,7 @@ from functools import partial
 from typing import Unpack
 
 from decisionrl.experiment import Experiment
-from decisionrl.objectives.in_context import Positions, action_nll
+from decisionrl.objectives.in_context import Positions, action_nll, check_options
 from decisionrl.recipes.control import own_options
 from decisionrl.recipes.in_context import Histories, InContextOptions, tuned_on_histories
 
@@ -27,6 +27,7 @@ def dpt(*, positions: Positions = "all", **common: Unpack[InContextOptions]) -> 
     positions: "last" trains the last step of a window only.
     """
     options = own_options(locals())
+    check_options(positions=positions)
     histories = Histories(**common)
     return histories.experiment(
         "dpt",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -15,6 +15,7 @@ Shuffle = Literal["python", "numpy"]
 """Whose generator shuffles the tasks before they are split: ``random.Random`` or ``numpy.random.RandomState``."""
 
 
+@runtime_checkable
 class TaskFamily(Protocol):
     """Tasks that look alike and differ in what is hidden, as pure functions of tensors on one device.
 

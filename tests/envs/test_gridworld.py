@@ -343,3 +343,30 @@ def test_goals_to_reach_are_determined_by_their_seed():
     for option, value in (("tasks", 1), ("goal_range", 0.0), ("horizon", -1), ("train_share", 2.0)):
         with pytest.raises(ValueError, match=f"{option} = {value}; valid: "):
             hidden_reach(**{option: value})
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, "hidden_reach"])
+def test_a_state_is_what_was_seen_and_collected(name):
+    family = VARIANTS.get(name) or hidden_reach(tasks=20)
+    task = torch.arange(family.num_tasks)[:, None]
+    state = family.start(torch.rand(family.num_tasks, 3, family.start_draws, generator=rng()))
+    collected, rewarded = torch.zeros(state.shape[:-1]), 0
+    for t in range(family.horizon):
+        again = family.state_of(family.observation(state), collected)
+        assert again.dtype == state.dtype
+        assert torch.equal(again, state)
+        assert torch.equal(family.optimal_action(again, task), family.optimal_action(state, task))
+        action = family.optimal_action(state, task)
+        if t % 2 and name != "hidden_reach":
+            action = torch.randint(5, state.shape[:-1], generator=rng(t))
+        state, reward = family.step(state, action, task)
+        collected, rewarded = collected + reward, rewarded + int((reward > 0).sum())
+    assert rewarded > family.num_tasks
+
+
+def test_one_cell_has_a_state_for_each_reward_that_was_had():
+    family = dark_key_to_door(size=3)
+    cell, task = torch.tensor([[1, 1]]).expand(3, -1), torch.tensor([4 * 9 + 8])
+    state = family.state_of(cell, torch.tensor([0.0, 1.0, 2.0]))
+    assert state.tolist() == [[1, 1, 0], [1, 1, 1], [1, 1, 2]]
+    assert family.optimal_action(state, task).tolist() == [4, 0, 0], "to the key, which is here, then to the door"

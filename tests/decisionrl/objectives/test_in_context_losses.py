@@ -81,6 +81,13 @@ def test_equal_weights_are_none() -> None:
     assert not plain.metrics["action_nll"].requires_grad
 
 
+def test_a_batch_without_weight_teaches_nothing() -> None:
+    policy, batch = made(), replace(recorded(), weight=torch.zeros(3))
+    loss = action_nll(policy, batch).value
+    assert loss == 0
+    assert all(gradient is not None and not gradient.any() for gradient in gradients(policy, loss).values())
+
+
 def test_with_an_optimal_source_both_losses_are_one() -> None:
     policy = made()
     source = recorded(optimal=True)
@@ -167,7 +174,7 @@ def test_what_is_missing_or_has_no_meaning_is_named() -> None:
             r"reward = 0.5; valid: one of reward_values = \[0.0, 1.0\]",
             lambda: planning_nll(policy, replace(batch, reward=torch.full((3, 8), 0.5))),
         ),
-        (r"model_weight = -1.0; valid: at least 0", lambda: planning_nll(policy, batch, model_weight=-1.0)),
+        (r"model_weight = -1.0; valid: finite, at least 0", lambda: planning_nll(policy, batch, model_weight=-1.0)),
         (r"target = 'best'; valid: action, label", lambda: action_nll(policy.base, batch, target="best")),
         (r"positions = 'first'; valid: all, last", lambda: action_nll(policy.base, batch, positions="first")),
     ):

@@ -5,12 +5,15 @@ learning histories of tabular PPO; ``noise30``, where 30 % of every task's histo
 half of each history; ``light``, a smaller model on clean histories; ``mixed``, learning rates from far too small to
 good, so that the histories of a task differ without noise. Methods: ``ad``, ``dpt``, ``dicp``, and with ``_lhf`` the
 same on filtered histories (arXiv 2505.15143). ``darkroom-noise30`` also has ``ad_lhf`` with other weights of stability
-(``ad_lhf_lambda0``), temperatures (``ad_lhf_alpha0.25``) and ways to draw (``ad_lhf_weight``). Every seed has a split
-into training and test tasks, histories and a training of its own; methods of a seed share them. The rows:
+(``ad_lhf_lambda0``), temperatures (``ad_lhf_alpha0.25``) and ways to draw (``ad_lhf_weight``). ``bandit-mixture`` is
+``dpt`` on contexts of bandits with five arms (arXiv 2306.14892) beside rules that know what a bandit is: ``thompson``,
+which samples from the posterior, as DPT would in the limit, ``ucb`` and ``empirical_mean``. Every seed has a split into
+training and test tasks, histories and a training of its own; methods of a seed share them. The rows:
 
 - ``mean_return``: over 30 episodes in a row of unseen tasks, from an empty context, at least 64 contexts in all; the
   interval is over tasks, the reference the mean of the tasks' largest returns. ``first_return``, ``last_return``: of
   the first episode and of the last three.
+- ``regret``: on bandits, how much less than the best arm's the mean return is.
 - ``random_share``: of histories at random among those that were trained on. ``data_return``: their mean return.
 - ``loss``: of the last batch. ``training_seconds``, ``cpu_seconds``: of the training alone, on one thread;
   ``evaluation_seconds``: of playing those episodes.
@@ -19,8 +22,9 @@ into training and test tasks, histories and a training of its own; methods of a 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,8 @@ import torch
 from decisionrl.benchmarks.control_training import one_thread, train
 from decisionrl.benchmarks.recorded import recorded
 from decisionrl.benchmarks.suite import Case, CaseContext, CaseResult, Measurement
+from decisionrl.envs.gridworld.bandit_family import BanditFamily
+from decisionrl.envs.gridworld.bandit_rules import Index, empirical_mean, play, thompson, ucb
 from decisionrl.evaluation.in_context import InContextEvaluator
 from decisionrl.evaluation.results import config_hash
 from decisionrl.evaluation.series import Curve, Series
@@ -37,9 +43,10 @@ from decisionrl.evaluation.statistics import bootstrap_mean
 from decisionrl.experience.histories import LearningHistories
 from decisionrl.experience.history_windows import HistoryWindows
 from decisionrl.recipes import recipe
-from decisionrl.recipes.in_context import SMALL
+from decisionrl.recipes.in_context import ONE_EPISODE, SMALL
 from decisionrl.recording.histories import HistoryPlan, histories
 from decisionrl.recording.tabular_sources import random_streams
+from decisionrl.seeding import generator
 
 EVALUATION_SEED = 20_261_123
 NOISE = 0.3
@@ -59,9 +66,15 @@ class HistoryData:
     def __call__(self, context: CaseContext) -> Path:
         """Where they are."""
         root = context.directory.parent.parent / "data" / config_hash(dict(self.arguments))
+        return recorded(root, self.plan(context).name("train"), histories, **self._of(context))
+
+    def plan(self, context: CaseContext) -> HistoryPlan:
+        """Of whom, in which tasks."""
+        return HistoryPlan(**self._of(context))
+
+    def _of(self, context: CaseContext) -> dict[str, Any]:
         # The published split comes first.
-        arguments = {"streams": STREAMS, **self.arguments, "seed": context.seed, "split_seed": context.seed or None}
-        return recorded(root, HistoryPlan(**arguments).name("train"), histories, **arguments)
+        return {"streams": STREAMS, **self.arguments, "seed": context.seed, "split_seed": context.seed or None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +96,11 @@ class InContextCase:
             began = time.perf_counter()
             returns = evaluator.returns(experiment.policy, seed=EVALUATION_SEED).double().cpu()
             seconds = time.perf_counter() - began
-        optimum = evaluator.family.max_return[evaluator.tasks].double().mean().item()
+        optimum = evaluator.optimum
         rows = [
             _over_tasks("mean_return", returns, optimum),
-            _over_tasks("first_return", returns[..., :1], optimum),
-            _over_tasks("last_return", returns[..., -LAST:], optimum),
+            *([] if returns.shape[-1] == 1 else _first_and_last(returns, optimum)),
+            *(_regret(returns, evaluator) if isinstance(evaluator.family, BanditFamily) else []),
             *_about(windows),
             Measurement("training_seconds", record.clock.wall),
             Measurement("cpu_seconds", record.clock.cpu),
@@ -102,6 +115,46 @@ class InContextCase:
             reference=optimum,
         )
         return CaseResult(rows, Series(curve=shown))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleCase:
+    """What a rule earns in the test tasks of the bandits: one of ``RULES``."""
+
+    data: HistoryData
+    rule: str
+
+    def __call__(self, context: CaseContext) -> CaseResult:
+        plan = self.data.plan(context)
+        family = plan.family
+        assert isinstance(family, BanditFamily)
+        evaluator = InContextEvaluator(family=family, tasks=plan.tasks("test"), episodes=1)
+        bandits = replace(family.bandits, means=family.bandits.means[evaluator.tasks])
+        draws = generator(context.seed, self.rule)
+        began = time.perf_counter()
+        pulls = play(bandits, RULES[self.rule](draws), steps=family.horizon, generator=draws)
+        seconds = time.perf_counter() - began
+        returns = pulls.reward.double().sum(1)[:, None, None]
+        context.progress(1.0, "played")
+        rows = [
+            _over_tasks("mean_return", returns, evaluator.optimum),
+            *_regret(returns, evaluator),
+            Measurement("evaluation_seconds", seconds),
+        ]
+        return CaseResult(rows, Series())
+
+
+def _first_and_last(returns: torch.Tensor, optimum: float) -> list[Measurement]:
+    return [
+        _over_tasks("first_return", returns[..., :1], optimum),
+        _over_tasks("last_return", returns[..., -LAST:], optimum),
+    ]
+
+
+def _regret(returns: torch.Tensor, evaluator: InContextEvaluator) -> list[Measurement]:
+    lost = evaluator.family.max_return[evaluator.tasks].double() - returns.mean((1, 2))
+    estimate = bootstrap_mean(lost.numpy(), rng=np.random.default_rng(EVALUATION_SEED))
+    return [Measurement("regret", estimate, 0.0, "exact")]
 
 
 def _over_tasks(metric: str, returns: torch.Tensor, optimum: float) -> Measurement:
@@ -163,6 +216,8 @@ SENSITIVITY: Mapping[str, Mapping[str, Any]] = {
 
 COST = {"ad": 1.0, "dpt": 1.0, "dicp": 4.0}
 
+BANDIT_UPDATES = 5000
+
 QUICK: Mapping[str, Any] = {"env_options": {"size": 5, "horizon": 10}, "streams": 20, "steps": 300}
 """A small dark room, for the quick profile."""
 
@@ -184,7 +239,7 @@ def cases(profile: str, data: Path | None) -> list[Case]:
         for backbone in BACKBONES
         for filtered in ("none", "lhf")
     ]
-    return [*every, *_sensitivity()]
+    return [*every, *_sensitivity(), *_bandits()]
 
 
 def _case(
@@ -211,3 +266,25 @@ def _sensitivity() -> Sequence[Case]:
         )
         for name, arguments in SENSITIVITY.items()
     ]
+
+
+BANDITS: Mapping[str, Any] = {
+    "env": "bandit",
+    "env_options": {"horizon": 100},
+    "source": "mixture",
+    "streams": 1,
+    "steps": 100,
+}
+
+RULES: Mapping[str, Callable[[torch.Generator], Index]] = {
+    "thompson": lambda draws: partial(thompson, generator=draws),
+    "ucb": lambda draws: ucb,
+    "empirical_mean": lambda draws: empirical_mean,
+}
+
+
+def _bandits() -> Sequence[Case]:
+    data = HistoryData(arguments=BANDITS)
+    trained = InContextCase(data=data, recipe="dpt", arguments={**ONE_EPISODE, "steps": BANDIT_UPDATES})
+    rules = [Case("bandit-mixture", rule, RuleCase(data=data, rule=rule)) for rule in RULES]
+    return [Case("bandit-mixture", "dpt", trained), *rules]

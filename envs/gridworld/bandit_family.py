@@ -107,18 +107,18 @@ def bandit(
     noise: float = 0.3,
     horizon: int = 500,
     train_share: float = 0.8,
-    seed: int = 0,
+    task_seed: int = 0,
 ) -> BanditFamily:
     """Bandits whose arms have means that are uniform on [0, 1] (arXiv 2306.14892, appendix, with 100,000 tasks).
 
-    rewards: with Gaussian noise of standard deviation ``noise``, or 0 and 1. seed: of the means.
+    rewards: with Gaussian noise of standard deviation ``noise``, or 0 and 1. task_seed: of the means.
 
     Raises:
         ValueError: an option is not valid.
     """
     if rewards not in get_args(Rewards):
         raise ValueError(f"rewards = {rewards!r}; valid: {', '.join(get_args(Rewards))}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(task_seed)
     if rewards == "gaussian":
         bandits = gaussian_bandits(tasks, arms=arms, noise=noise, generator=generator)
     else:

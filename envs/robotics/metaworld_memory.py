@@ -54,12 +54,14 @@ class CueReachEnv(gymnasium.Env[Array, Array]):
 
     Args:
         max_steps: episodes are truncated after as many steps.
+        noise: of every move m, which becomes clip(m + noise w, -1, 1) with w standard
+            normal. Demonstrations with noise show what to do when the hand is not quite where it should be.
         oracle: the place is shown all the time, and the time in units of max_steps is appended to the observation, now
             [8]. Who fails even then needs more training, not more memory.
         render_mode: ``"rgb_array"`` for films; the place is marked in them.
 
     Raises:
-        ValueError: max_steps < 1.
+        ValueError: max_steps < 1 or noise < 0.
         ImportError: Meta-World, of the extra ``decisionrl[robotics]``, is not installed.
     """
 
@@ -78,10 +80,16 @@ class CueReachEnv(gymnasium.Env[Array, Array]):
     WRONG = 0.1
 
     def __init__(
-        self, *, max_steps: int = 150, oracle: bool = False, render_mode: Literal["rgb_array"] | None = None
+        self,
+        *,
+        max_steps: int = 150,
+        noise: float = 0.0,
+        oracle: bool = False,
+        render_mode: Literal["rgb_array"] | None = None,
     ) -> None:
+        _check_noise(noise)
         self._arm = _Arm("reach", max_steps, render_mode)
-        self.max_steps, self.oracle, self.render_mode = max_steps, oracle, render_mode
+        self.max_steps, self.noise, self.oracle, self.render_mode = max_steps, noise, oracle, render_mode
         self._right, self._wrong = self.PLACES
         self._steps, self._ready = 0, False
         self.observation_space = spaces.Box(-np.inf, np.inf, (8 if oracle else 7,), np.float32)
@@ -98,7 +106,7 @@ class CueReachEnv(gymnasium.Env[Array, Array]):
         return self._observation(), {"success": False}
 
     def step(self, action: Array) -> tuple[Array, float, bool, bool, Info]:
-        self._arm.step(action, effort=0.0)
+        self._arm.step(action + self.noise * self.np_random.standard_normal(3), effort=0.0)
         self._steps += 1
         hand = self._arm.hand
         success = self._ready and _distance(hand, self._right) < self.REACHED
@@ -194,8 +202,7 @@ class PickAndReturnEnv(gymnasium.Env[Array, Array]):
         oracle: bool = False,
         render_mode: Literal["rgb_array"] | None = None,
     ) -> None:
-        if noise < 0:
-            raise ValueError(f"noise = {noise}; valid: a number >= 0")
+        _check_noise(noise)
         self._arm = _Arm("pick-place", max_steps, render_mode)
         self.max_steps, self.noise, self.oracle, self.render_mode = max_steps, noise, oracle, render_mode
         self._start = self.PATCHES[0]
@@ -366,6 +373,11 @@ class _Arm:
 
     def close(self) -> None:
         self._physics.close()
+
+
+def _check_noise(noise: float) -> None:
+    if noise < 0:
+        raise ValueError(f"noise = {noise}; valid: a number >= 0")
 
 
 def _move(hand: NDArray[Any], place: NDArray[Any]) -> Array:

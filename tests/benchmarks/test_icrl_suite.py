@@ -21,11 +21,12 @@ from decisionrl.benchmarks.icrl import (
     SENSITIVITY,
     HistoryData,
     InContextCase,
+    RuleCase,
     cases,
 )
 from decisionrl.benchmarks.suite import Case, CaseContext, run_suite
 from decisionrl.cli import SUITES
-from decisionrl.envs.gridworld import darkroom
+from decisionrl.envs.gridworld import darkroom, made_family
 from decisionrl.evaluation.in_context import InContextEvaluator
 from decisionrl.evaluation.results import config_hash, read_results
 from decisionrl.evaluation.series import read_series
@@ -34,7 +35,7 @@ from decisionrl.experience.histories import open_histories
 from decisionrl.experience.history_windows import HistoryWindows
 from decisionrl.pipeline.history_filter import HistoryFilter
 from decisionrl.recipes import recipe
-from decisionrl.recipes.in_context import InContextOptions
+from decisionrl.recipes.in_context import ONE_EPISODE, InContextOptions
 from decisionrl.recipes.saved import parameters
 from decisionrl.recording.histories import HistoryPlan, histories
 from decisionrl.recording.tabular_sources import random_streams
@@ -64,11 +65,16 @@ def number(row: Measurement) -> float:
 # -------------------------------------------------------------------------------------------------- the cases
 
 
+BANDITS = "bandit-mixture"
+
+
 def every_case() -> list[tuple[Case, InContextCase]]:
+    """Those with learning histories."""
     found = []
     for case in cases("full", None):
-        assert isinstance(case.run, InContextCase)
-        found.append((case, case.run))
+        if case.name != BANDITS:
+            assert isinstance(case.run, InContextCase)
+            found.append((case, case.run))
     return found
 
 
@@ -81,7 +87,8 @@ def test_cases_have_names_of_their_own(profile: str) -> None:
 
 def test_every_backbone_is_there_with_and_without_the_filter() -> None:
     for profile in ("quick", "full"):
-        made = [case for case in cases(profile, None) if case.method.removeprefix("ad_lhf_") not in SENSITIVITY]
+        made = [case for case in cases(profile, None) if case.name != BANDITS]
+        made = [case for case in made if case.method.removeprefix("ad_lhf_") not in SENSITIVITY]
         names = {case.name for case in made}
         for name in names:
             methods = {case.method for case in made if case.name == name}
@@ -144,8 +151,9 @@ def test_all_arguments_are_those_of_their_recipes_and_of_the_maker() -> None:
     for profile in ("quick", "full"):
         for case in cases(profile, None):
             run = case.run
-            assert isinstance(run, InContextCase)
-            assert set(run.arguments) <= parameters(recipe(run.recipe)).keys() | common, case.title
+            assert isinstance(run, InContextCase | RuleCase)
+            if isinstance(run, InContextCase):
+                assert set(run.arguments) <= parameters(recipe(run.recipe)).keys() | common, case.title
             assert set(run.data.arguments) <= set(inspect.signature(histories).parameters)
 
 
@@ -260,6 +268,23 @@ def test_weights_count_as_shares(tmp_path: Path) -> None:
     assert rows["random_share"] == pytest.approx(on_random / weight)
     assert rows["data_return"] == pytest.approx(earned / weight)
     assert rows["random_share"] < 0.3
+
+
+def test_bandits_beside_rules_that_know_them(tmp_path: Path) -> None:
+    made = {**icrl.BANDITS, "env_options": {"tasks": 200, "horizon": 12}, "steps": 12}
+    data = HistoryData(arguments=made)
+    trained = InContextCase(data=data, recipe="dpt", arguments={**ONE_EPISODE, "steps": 2, "batch": 4})
+    family = made_family("bandit", made["env_options"])
+    _, test = family.split()
+    optimum = family.max_return[test].mean().item()
+    found = {}
+    for name, case in {"dpt": trained, "ucb": RuleCase(data=data, rule="ucb")}.items():
+        found[name] = {row.metric: row for row in case(context(tmp_path)).rows}
+        returned, regret = found[name]["mean_return"], number(found[name]["regret"])
+        assert returned.reference == pytest.approx(optimum)
+        assert number(returned) + regret == pytest.approx(optimum)
+    assert 0 < number(found["ucb"]["regret"]) < number(found["dpt"]["regret"]), "two updates teach nothing"
+    assert "first_return" not in found["dpt"], "there is a single episode"
 
 
 def test_histories_are_recorded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "darkroom_large": {"size": 5, "horizon": 8, "reward_once": True},
     "dark_key_to_door": {"size": 3, "horizon": 9, "start": "random"},
     "hidden_reach": {"tasks": 10, "horizon": 5},
+    "bandit": {"tasks": 10, "horizon": 5, "noise": 0.0},
 }
 
 

@@ -118,7 +118,7 @@ def test_what_was_learned_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFix
     [
         (
             {"env": "hidden_reach", "env_options": {}},
-            "env = 'hidden_reach' has no table of states; valid: a family on a",
+            "source = 'ppo' with env = 'hidden_reach'; valid with this env: no",
         ),
         ({"env_options": {"sizes": 3}}, "env_options = {'sizes': 3}: .*; valid: options of darkroom"),
         ({"env_options": {"size": 1}}, "size = 1; valid: a whole number >= 2"),

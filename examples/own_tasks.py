@@ -1,4 +1,4 @@
-"""python examples/own_tasks.py: your own family of tasks, your own histories, and a policy that learns in its context."""
+"""python examples/own_tasks.py: your own family of tasks, your own histories, a policy that learns in its context."""
 
 import gymnasium
 import numpy as np

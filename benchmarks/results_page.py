@@ -1,4 +1,4 @@
-"""Write docs/results.md and its figure from the results files kept under benchmarks/results/.
+"""Write docs/results.md and its figures from the results files kept under benchmarks/results/.
 
     python -m decisionrl.benchmarks.results_page [RESULTS_DIRECTORY] [PAGE]
 
@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from decisionrl.benchmarks.control_page import control_sections
+from decisionrl.benchmarks.icrl_page import CURVES_IMAGE, context_curves, icrl_sections
 from decisionrl.benchmarks.page_tables import number
 from decisionrl.benchmarks.preferences_page import preferences_sections
 from decisionrl.benchmarks.robotics_page import LADDER_IMAGE, context_ladder, robotics_sections
 from decisionrl.benchmarks.robust_page import robust_sections
 from decisionrl.evaluation.figures import report_style, save_png
 from decisionrl.evaluation.results import Row, read_results
+from decisionrl.evaluation.series import read_series
 
 
 @dataclass(frozen=True)
@@ -59,15 +61,16 @@ TARGETS = [
 
 
 def page(results: Path) -> str:
-    """The page as markdown, from RESULTS/{inventory,control,robust,preferences,robotics}-* and RESULTS/speed-*."""
+    """The page as markdown, from RESULTS/{inventory,control,robust,preferences,robotics,icrl}-* and
+    RESULTS/speed-*."""
     quick, full = (_rows(results / f"inventory-{profile}") for profile in ("quick", "full"))
     parts = [
         "# Results",
         "Every number comes from a `results.json` under `benchmarks/results/`, written by `decisionrl bench` "
-        "(`inventory`, `control`, `robust`, `preferences`, `robotics`), or by a script of `benchmarks/speed/`; this "
-        "page is made from them by `python -m decisionrl.benchmarks.results_page`. Gaps are relative to the reference, "
-        "positive is worse, with 95 % intervals; a control of known cost is paired on the same demand where there is "
-        "one.",
+        "(`inventory`, `control`, `robust`, `preferences`, `robotics`, `icrl`), or by a script of `benchmarks/speed/`; "
+        "this page is made from them by `python -m decisionrl.benchmarks.results_page`. Gaps are relative to the "
+        "reference, positive is worse, with 95 % intervals; a control of known cost is paired on the same demand where "
+        "there is one.",
         _provenance(results),
         "## Inventory: targets",
         _targets(quick, full),
@@ -95,6 +98,8 @@ def page(results: Path) -> str:
         *preferences_sections(_rows(results / "preferences-quick"), "quick"),
         *robotics_sections(_rows(results / "robotics-full"), "full"),
         *robotics_sections(_rows(results / "robotics-quick"), "quick"),
+        *icrl_sections(_rows(results / "icrl-full"), "full", read_series(results / "icrl-full")),
+        *icrl_sections(_rows(results / "icrl-quick"), "quick"),
         *_speed(results),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -307,9 +312,13 @@ def main(arguments: Sequence[str], write: Callable[[Path], object] = print) -> N
     target.write_text(page(results), encoding="utf-8")
     write(target)
     with report_style():
-        figure = context_ladder(_rows(results / "robotics-full"))
-        if figure is not None:
-            write(save_png(figure, target.parent / LADDER_IMAGE))
+        figures = {
+            LADDER_IMAGE: context_ladder(_rows(results / "robotics-full")),
+            CURVES_IMAGE: context_curves(read_series(results / "icrl-full")),
+        }
+        for image, figure in figures.items():
+            if figure is not None:
+                write(save_png(figure, target.parent / image))
 
 
 if __name__ == "__main__":

@@ -225,6 +225,37 @@ def ladder_figure(panels: Sequence[Ladder], *, bound_label: str) -> Figure:
     return figure
 
 
+def band_figure(panels: Mapping[str, Mapping[str, Curve]], *, reference_label: str) -> Figure:
+    """Curves with their bands on plain axes, one panel for each name, with the same methods in the same colors.
+
+    The mean of the references of a panel's curves is a dashed line.
+    """
+    figure = Figure(figsize=(max(4.8, 3.0 * len(panels) + 0.4), 3.1), layout="constrained")
+    row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    methods = list(dict.fromkeys(method for curves in panels.values() for method in curves))
+    drawn: dict[str, Any] = {}
+    for axes, (name, curves) in zip(row, panels.items(), strict=True):
+        for method, curve in curves.items():
+            color = method_color(methods.index(method))
+            (drawn[method],) = axes.plot(curve.x, _plain(curve.y), color=color, linewidth=1.9)
+            if curve.low is not None and curve.high is not None:
+                axes.fill_between(curve.x, _plain(curve.low), _plain(curve.high), color=color, alpha=0.18, linewidth=0)
+        references = [curve.reference for curve in curves.values() if curve.reference is not None]
+        if references:
+            level = float(np.mean(references))
+            drawn[reference_label] = axes.axhline(level, color=INK, linewidth=1.0, linestyle=(0, (4, 2.5)))
+        axes.set_title(name, fontweight="bold", fontsize=11)
+        axes.set_xlabel(next(iter(curves.values())).x_label, fontsize=11)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(FuncFormatter(_short_number))
+        axes.tick_params(labelsize=11)
+    row[0].set_ylabel(next(iter(next(iter(panels.values())).values())).y_label, fontsize=11)
+    row[0].set_ylim(bottom=min(0.0, row[0].get_ylim()[0]))
+    names = [name for name in (*methods, reference_label) if name in drawn]
+    figure.legend([drawn[name] for name in names], names, loc="outside lower center", ncols=len(names), fontsize=11)
+    return figure
+
+
 def path_figure(title: str, path: SamplePath) -> Figure:
     """One sample path: stock on hand above, orders and total demand below, as step lines."""
     figure = Figure(figsize=(7.4, 4.2), layout="constrained")

@@ -40,8 +40,10 @@ from decisionrl.evaluation.in_context import InContextEvaluator
 from decisionrl.evaluation.results import config_hash
 from decisionrl.evaluation.series import Curve, Series
 from decisionrl.evaluation.statistics import bootstrap_mean
+from decisionrl.experience.datasets import DatasetSource
 from decisionrl.experience.histories import LearningHistories
 from decisionrl.experience.history_windows import HistoryWindows
+from decisionrl.policies.in_context import InContextPolicy, PlanningPolicy
 from decisionrl.recipes import recipe
 from decisionrl.recipes.in_context import ONE_EPISODE, SMALL
 from decisionrl.recording.histories import HistoryPlan, histories
@@ -90,18 +92,20 @@ class InContextCase:
             data = self.data(context)
             experiment = recipe(self.recipe)(data=str(data), seed=context.seed, device=context.device, **self.arguments)
             record = train(experiment, experiment.config["steps"], context.progress)
-            evaluator, windows = experiment.evaluate, experiment.source.draw
+            policy, evaluator, source = experiment.policy, experiment.evaluate, experiment.source
+            assert isinstance(policy, InContextPolicy | PlanningPolicy)
             assert isinstance(evaluator, InContextEvaluator)
-            assert isinstance(windows, HistoryWindows)
+            assert isinstance(source, DatasetSource)
+            assert isinstance(source.draw, HistoryWindows)
             began = time.perf_counter()
-            returns = evaluator.returns(experiment.policy, seed=EVALUATION_SEED).double().cpu()
+            returns = evaluator.returns(policy, seed=EVALUATION_SEED).double().cpu()
             seconds = time.perf_counter() - began
         optimum = evaluator.optimum
         rows = [
             _over_tasks("mean_return", returns, optimum),
             *([] if returns.shape[-1] == 1 else _first_and_last(returns, optimum)),
             *(_regret(returns, evaluator) if isinstance(evaluator.family, BanditFamily) else []),
-            *_about(windows),
+            *_about(source.draw),
             Measurement("training_seconds", record.clock.wall),
             Measurement("cpu_seconds", record.clock.cpu),
             Measurement("evaluation_seconds", seconds),

@@ -423,13 +423,18 @@ def _value(text: str) -> Any:
 def _default_directory(config: Mapping[str, Any]) -> Path:
     """runs/RECIPE-SETTING-DATA-POLICY-seedN or runs/RECIPE-ENV-seedN, with a number behind it if that is taken."""
     words = [config.get("recipe"), config.get("setting"), config.get("data") or config.get("env"), config.get("policy")]
-    name = "-".join(Path(str(word)).stem for word in words if word).replace(":", "-")
+    name = "-".join(_stem(Path(str(word))) for word in words if word).replace(":", "-")
     name += f"-seed{config.get('seed', 0)}"
     path, number = Path("runs") / name, 1
     while path.exists():
         number += 1
         path = Path("runs") / f"{name}-{number}"
     return path
+
+
+def _stem(path: Path) -> str:
+    """Without the ending, which a directory's name has not, whatever dots there are in it."""
+    return path.name if path.is_dir() else path.stem
 
 
 # -------------------------------------------------------------------------------------------------- running

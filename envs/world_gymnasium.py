@@ -116,7 +116,7 @@ class WorldVectorEnv(VectorEnv[Array, Array, Array]):
         drawn: Sequence[int] = self.np_random.integers(2**63, size=len(copies)).tolist() if seeds is None else seeds
         return self._seen(self.world.restart(copies, drawn))
 
-    def _seen(self, observation: Tensor) -> Array:
+    def _seen(self, observation: Any) -> Array:
         return as_array(observation, self.single_observation_space)
 
     def _info(self, reward: Array) -> Info:

@@ -56,8 +56,9 @@ from decisionrl.benchmarks.speed.report import Report, command_line
 from decisionrl.benchmarks.speed.timing import race, ratio, stopwatch
 from decisionrl.envs.gridworld.darkroom import darkroom
 from decisionrl.envs.gridworld.world import TaskWorld
+from decisionrl.experience.history_windows import InContextBatch
 from decisionrl.learner import GradientLearner
-from decisionrl.objectives.in_context import InContextBatch, Positions, action_nll
+from decisionrl.objectives.in_context import Positions, action_nll
 from decisionrl.pipeline.history_filter import HistoryFilter
 from decisionrl.policies.in_context import InContextPolicy, PlanningPolicy
 from decisionrl.policies.in_context_network import InContextSizes
@@ -203,7 +204,7 @@ def measure_histories(report: Report, profile: Profile, device: str) -> None:
 def filled(world: TaskWorld, policy: InContextPolicy, horizon: int, drawing: torch.Generator) -> tuple[Tensor, Window]:
     """The state after as many steps as the context holds, whole episodes, and those steps."""
     rows, state = world.num_envs, policy.initial_state(world.num_envs)
-    seen, acted, rewarded = [], [], []
+    seen, acted, rewarded = list[Tensor](), list[Tensor](), list[Tensor]()
     for step, noise in enumerate(policy.sample_noise((policy.context, rows), drawing)):
         if step % horizon == 0:
             observation = world.reset(range(step * rows, (step + 1) * rows))
@@ -212,7 +213,7 @@ def filled(world: TaskWorld, policy: InContextPolicy, horizon: int, drawing: tor
         state = policy.hear(state, taken.reward, taken.truncated)
         for kept, each in ((seen, observation), (acted, action), (rewarded, taken.reward)):
             kept.append(each)
-        observation = taken.observation
+        observation = world.observation
     start = (torch.arange(policy.context, device=world.device) % horizon == 0).expand(rows, -1)
     return state, Window(torch.stack(seen, 1), torch.stack(acted, 1), torch.stack(rewarded, 1), start)
 
@@ -224,7 +225,7 @@ def play(world: TaskWorld, policy: InContextPolicy, state: Tensor, seeds: Sequen
     for drawn in noise:
         action, state = policy.act(observation, state, noise=drawn)
         taken = world.step(action)
-        state, observation = policy.hear(state, taken.reward, taken.truncated), taken.observation
+        state, observation = policy.hear(state, taken.reward, taken.truncated), world.observation
         actions.append(action)
     return torch.stack(actions)
 
@@ -276,9 +277,9 @@ def measure_planning(report: Report, profile: Profile, device: str) -> None:
         taken = world.step(action)
         state = base.hear(state, taken.reward, taken.truncated)
         before = past.without(world.family.horizon).seeing(observation, start=True).doing(action, taken.reward)
-        window = before.seeing(taken.observation, start=False)
+        window = before.seeing(world.observation, start=False)
         ours, theirs = (
-            partial(policy.act, taken.observation, state, noise=last),
+            partial(policy.act, world.observation, state, noise=last),
             partial(plan_plainly, policy, window, last),
         )
         agree("plans", ours()[0], theirs(), tolerance=0)

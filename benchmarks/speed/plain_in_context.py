@@ -293,7 +293,7 @@ def play_plainly(
         window = window.seeing(observation, start=step == 0)
         action = policy.head.sample(policy(window)[:, -1], drawn)
         taken = world.step(action)
-        window, observation = window.doing(action, taken.reward), taken.observation
+        window, observation = window.doing(action, taken.reward), world.observation
         actions.append(action)
     return torch.stack(actions)
 
@@ -316,8 +316,9 @@ class WholePasses:
         entries = network.cached(policy.base.tokens.window(windows), length)
         cache = KeyValueCache(pad(entries, (0, 0, 0, network.context - steps)), length)
         aside = network.asides(policy.embed_taken.weight.expand(rows, -1, -1), cache)
-        self.reward = policy.reward_values[policy.reward(aside).argmax(-1)].unflatten(0, (-1, beams))
-        self._observation = policy.coordinates.mode(policy.next_observation(aside)).unflatten(0, (-1, beams))
+        reward, seen = policy.reward(aside).argmax(-1), policy.coordinates.mode(policy.next_observation(aside))
+        self.reward = policy.reward_values[reward].view(-1, beams, *reward.shape[1:])
+        self._observation = seen.view(-1, beams, *seen.shape[1:])
 
     def followed(self, beam: Tensor, action: Tensor) -> WholePasses:
         rows, beams, _ = self.reward.shape

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Literal, ParamSpec, TypedDict, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from decisionrl.envs.gridworld.family import TaskFamily
@@ -164,7 +164,7 @@ class Histories:
         if self.filter == "none":
             return None
         lhf = HistoryFilter(stability_weight=self.stability_weight, alpha=self.alpha, mode=self.filter_mode)
-        r_max = self.recorded.max_return if self.max_return == "task" else "data"
+        r_max: Tensor | Literal["data"] = self.recorded.max_return if self.max_return == "task" else "data"
         return lhf(self.recorded.episode_returns(), r_max, generator(self.seed, "filter"))
 
     def windows(self, *, teacher: Teacher | None = None) -> HistoryWindows:

@@ -115,10 +115,9 @@ def robotics_sections(rows: Sequence[Row], profile: str) -> list[str]:
 
 
 CONTROLS = (
-    "The oracle sees what is hidden, with a context of two observations (CueReach: 16, 4 apart, as those it is a "
-    "control of; with two it follows its own drift), and is trained for as many updates as all others. Where its mean "
-    f"does not reach {SOLVED}, the training is too short for the comparisons of that task to mean anything, and they "
-    "are void."
+    "The oracle sees what is hidden, with a context of two observations, and is trained for as many updates as all "
+    f"others. Where its mean does not reach {SOLVED}, the training is too short for the "
+    "comparisons of that task to mean anything, and they are void."
 )
 
 VOID = f"**Void**: the oracle of the task does not reach {SOLVED}, so what is compared there proves nothing."

@@ -207,17 +207,24 @@ def test_its_episodes_depend_on_their_seeds_and_actions_alone(pick: PickAndRetur
     np.testing.assert_array_equal(watched(pick, 3, 80), watched(PickAndReturnEnv(), 3, 80))
 
 
-@pytest.mark.parametrize("noise", [0, 0.3])
-def test_noise_moves_the_hand(noise: float) -> None:
-    env = PickAndReturnEnv(noise=noise)
-    hands = []
-    for seed in range(2):
-        env.reset(seed=seed)
-        hands.append([env.step(np.zeros(4, np.float32))[0][:3] for _ in range(10)])
-    apart = np.linalg.norm(hands[0][-1] - hands[1][-1])
-    assert apart > 0.002 if noise else apart < 1e-4
+@pytest.mark.parametrize("make", [CueReachEnv, PickAndReturnEnv])
+def test_noise_moves_the_hand(make: type[CueReachEnv] | type[PickAndReturnEnv]) -> None:
+    ways = {}
+    for noise, seed in ((0, 0), (0.3, 0), (0.3, 1)):
+        env = make(noise=noise)
+        first, still = env.reset(seed=seed)[0][:3], np.zeros(env.action_space.shape, np.float32)
+        ways[noise, seed] = np.array([env.step(still)[0][:3] - first for _ in range(10)])
+    assert np.abs(ways[0, 0]).max() < 1e-3, "the hand stays where it is"
+    assert np.linalg.norm(ways[0.3, 0][-1]) > 2e-3
+    assert np.linalg.norm(ways[0.3, 0][-1] - ways[0.3, 1][-1]) > 2e-3
     with pytest.raises(ValueError, match=r"noise = -0.1; valid"):
-        PickAndReturnEnv(noise=-0.1)
+        make(noise=-0.1)
+
+
+def test_the_expert_of_the_cue_corrects_the_noise() -> None:
+    env = CueReachEnv(noise=0.3)
+    results = [outcome(env, expert(env, seed), seed) for seed in range(20)]
+    assert sum(total for total, *_ in results) >= 19
 
 
 def test_its_expert_succeeds(pick: PickAndReturnEnv) -> None:

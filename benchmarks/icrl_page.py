@@ -60,6 +60,7 @@ PUBLISHED: Mapping[str, Mapping[str, float]] = {
 }
 """Case -> backbone -> E in percent, of three runs: the tables of arXiv 2505.15143, sec. 4."""
 
+BANDIT = "bandit-"
 DRAWN = "darkroom-noise30"
 CURVES_IMAGE = "images/in_context_curves.png"
 """Beside the page."""
@@ -107,6 +108,8 @@ def icrl_sections(
         return []
     seeds = len({row.seed for row in rows})
     over = f"means over {seeds} seeds with Student's 95 % intervals over seeds" if seeds > 1 else "one seed"
+    regrets = _regrets(rows)
+    rows = [row for row in rows if not row.case.startswith(BANDIT)]
     kinds = {kind: _kept(rows, kind) for kind in dict.fromkeys(_kind(row.case) for row in rows)}
     return [
         f"## In-context RL ({profile} profile)",
@@ -119,6 +122,7 @@ def icrl_sections(
         *section("### In context: first and last episodes", FIRST_AND_LAST, _first_and_last(rows)),
         *section("### In context: what the filter does to the data", FILTERED, _data(rows)),
         *section("### In context: sensitivity of the filter", SENSITIVE, _sensitivity(rows)),
+        *section("### In context: bandits", REGRETS, regrets),
         *section("### In context: costs", COSTS, _costs(rows)),
     ]
 
@@ -146,6 +150,12 @@ FILTERED = (
 SENSITIVE = (
     "λ is the weight of stability, α the temperature of the softmax rule; without one the rule is linear. Each "
     "varies alone; the others are λ = 1, linear, and the paper's resampling. E is to the histories without a filter."
+)
+
+REGRETS = (
+    "Pulls of five arms with Gaussian rewards, in bandits that were not trained on: how much less than the best arm's "
+    "the return is. Thompson sampling draws from the posterior, which is what DPT (arXiv 2306.14892) amounts to in the "
+    "limit; UCB and the empirical mean, which tries every arm once, know that there are arms, too."
 )
 
 COSTS = "Wall seconds on one thread, means over seeds: the training alone, and playing all episodes of the evaluation."
@@ -282,6 +292,17 @@ def _sensitivity(rows: Sequence[Row]) -> str | None:
 def _setting(name: str) -> str:
     """``λ = 0.5``, ``α = 0.25``, ``multinomial``."""
     return re.sub(r"^(lambda|alpha)(?=\d)", lambda match: {"lambda": "λ = ", "alpha": "α = "}[match[1]], name)
+
+
+def _regrets(rows: Sequence[Row]) -> str | None:
+    """Of every method on bandits, the least first."""
+    found = {key: over_seeds(rows, *key, "regret") for key in by_method(rows, "regret")}
+    known = [(estimate, case, method) for (case, method), estimate in found.items() if estimate is not None]
+    lines = [
+        line(case, method, with_interval(estimate), with_interval(over_seeds(rows, case, method, "mean_return")))
+        for estimate, case, method in sorted(known, key=lambda each: each[0].value)
+    ]
+    return table(["case", "method", "regret", "mean return"], lines)
 
 
 def _costs(rows: Sequence[Row]) -> str | None:

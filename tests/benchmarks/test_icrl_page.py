@@ -72,6 +72,16 @@ def test_an_enhancement_is_exact_where_it_is_the_same_in_every_seed() -> None:
         assert [estimate.value, estimate.low, estimate.high] == pytest.approx([0.25, 0.25, 0.25])
 
 
+def test_bandits_are_shown_by_their_regret_and_nowhere_else() -> None:
+    rows = [*seeds("bandit-mixture", "dpt", 7.0, 9.0, metric="regret"), *seeds("bandit-mixture", "dpt", 75.0, 73.0)]
+    rows += [*seeds("bandit-mixture", "ucb", 6.0, metric="regret"), *seeds("bandit-mixture", "ucb", 76.0)]
+    page = shown(rows)
+    *_, first, second = below(page, "bandits")
+    assert first == "| bandit-mixture | ucb | 6 | 76 |"
+    assert second == "| bandit-mixture | dpt | 8 (-4.706 to 20.71) | 74 (61.29 to 86.71) |"  # 12.706 times 1
+    assert page.count("bandit-mixture") == 2
+
+
 def test_only_seeds_that_both_have_are_compared() -> None:
     gain = Enhancement.of({0: 4.0, 1: 6.0, 7: 100.0}, {1: 6.0, 0: 8.0, 3: 0.0})
     assert gain.seeds == 2

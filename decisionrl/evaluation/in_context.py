@@ -38,13 +38,13 @@ def in_context_returns(
     ended = torch.zeros(world.num_envs, dtype=torch.bool, device=world.device)
     with torch.no_grad(), evaluating(policy):
         for seeds in starts.reshape(episodes, world.num_envs).tolist():
-            observation, total = world.reset(seeds), 0.0
+            observation, total = world.reset(seeds), torch.zeros(world.num_envs, device=world.device)
             for t in range(world.max_steps):
                 drawn = policy.sample_noise((world.num_envs,), noise)
                 action, state = policy.act(observation, state, noise=drawn)
                 step = world.step(action)
                 state = policy.hear(state, step.reward, ended | (t + 1 == world.max_steps))
-                observation, total = step.observation, total + step.reward
+                observation, total = world.observation, total + step.reward
             returns.append(total)
     return torch.stack(returns, 1)
 
@@ -103,7 +103,7 @@ class InContextEvaluator:
         tasks = self.tasks.repeat_interleave(self.replicas)
         world = TaskWorld(self.family, num_envs=len(tasks), task=tasks, device=device)
         found = in_context_returns(policy, world, episodes=episodes or self.episodes, seed=seed)
-        return found.unflatten(0, (len(self.tasks), self.replicas))
+        return found.view(len(self.tasks), self.replicas, -1)
 
     def __call__(
         self,

@@ -15,8 +15,8 @@ training and test tasks, histories and a training of its own; methods of a seed 
   the first episode and of the last three.
 - ``regret``: on bandits, how much less than the best arm's the mean return is.
 - ``random_share``: of histories at random among those that were trained on. ``data_return``: their mean return.
-- ``loss``: of the last batch. ``training_seconds``, ``cpu_seconds``: of the training alone, on one thread;
-  ``evaluation_seconds``: of playing those episodes.
+- ``training_seconds``, ``cpu_seconds``: of the training alone, on one thread; ``evaluation_seconds``: of playing those
+  episodes.
 """
 
 from __future__ import annotations

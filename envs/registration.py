@@ -50,6 +50,7 @@ TASK_FAMILIES = {
     "decisionrl/DarkroomLarge-v0": "darkroom_large",
     "decisionrl/DarkKeyToDoor-v0": "dark_key_to_door",
     "decisionrl/HiddenReach-v0": "hidden_reach",
+    "decisionrl/UnknownBandit-v0": "bandit",
 }
 """Ids and names of the families of ``envs/gridworld``."""
 

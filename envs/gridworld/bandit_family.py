@@ -50,7 +50,7 @@ class BanditFamily:
 
     @property
     def observation_space(self) -> spaces.Box:
-        return spaces.Box(1, 1, (1,), np.int32)
+        return spaces.Box(0, 1, (1,), np.int32)
 
     @property
     def action_space(self) -> spaces.Discrete:

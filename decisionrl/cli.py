@@ -66,7 +66,8 @@ def list_command(kind: str | None, as_json: bool) -> None:
         if name == "envs":
             click.echo("  and with --env any Gymnasium id, or module:Class")
         if name == "datasets":
-            click.echo("  and with --data any Minari dataset, or an .hdf5, .h5 or .npz file in the form of D4RL")
+            files = "any Minari dataset, an .hdf5, .h5 or .npz file in the form of D4RL, or made learning histories"
+            click.echo(f"  and with --data {files}")
 
 
 @cli.command()
@@ -76,7 +77,8 @@ def list_command(kind: str | None, as_json: bool) -> None:
 @click.option(
     "--data",
     type=click.Path(path_type=Path),
-    help="Recorded data: a lab, a Minari dataset, a D4RL file; or real series for the setting (.pt, .npy, .csv, ...).",
+    help="Recorded data: a lab, a Minari dataset, a D4RL file, learning histories; or real series for the setting "
+    "(.pt, .npy, .csv, ...).",
 )
 @click.option(
     "--steps", type=click.IntRange(min=1), help="How long to train: environment steps, or updates of hdpo and its kind."
@@ -551,14 +553,16 @@ def _catalogue(kind: str) -> dict[str, str]:
 
         labs = {name: (make.__doc__ or "").splitlines()[0] for name, make in LABS.items()}
         shown = {name: f"Demonstrations of {env} by a scripted expert." for name, env in DEMONSTRATIONS.items()}
-        shown |= {name: f"Learning histories of {_given(given)}." for name, given in HISTORIES.items()}
+        shown |= {name: _histories_lab(given) for name, given in HISTORIES.items()}
         made = {f"make-dataset {name}": _recipe_line(maker_metadata(name)) for name in MAKERS}
         return {**labs, **shown, **made}
     return {name: (importlib.import_module(module).__doc__ or "").splitlines()[0] for name, module in SUITES.items()}
 
 
-def _given(arguments: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} = {value}" for name, value in arguments.items())
+def _histories_lab(arguments: Mapping[str, Any]) -> str:
+    source, env = arguments.get("source", "ppo"), arguments.get("env", "darkroom")
+    at_random = f", {100 * arguments['noise']:.0f} % of them at random" if "noise" in arguments else ""
+    return f"Learning histories of {source} in {env}{at_random}."
 
 
 def _recipe_line(about: Mapping[str, Any]) -> str:

@@ -90,7 +90,7 @@ def test_catalogues_have_them(run: Any) -> None:
     assert "dicp " in recipes
     assert "lab/darkroom-permuted" in data
     (line,) = (line for line in data.splitlines() if "lab/darkroom-noise" in line)
-    assert line.split(maxsplit=1)[1] == "Learning histories of streams = 50, noise = 0.3."
+    assert line.split(maxsplit=1)[1] == "Learning histories of ppo in darkroom, 30 % of them at random."
     assert "make-dataset histories" in data
     assert "icrl" in suites
 

@@ -16,7 +16,7 @@ from decisionrl import cli
 from decisionrl.composition import PhasedLearner
 from decisionrl.experience.arrays import write_npz
 from decisionrl.experience.d4rl import save_d4rl
-from decisionrl.experience.data import DEMONSTRATIONS, LABS, open_data, open_segments
+from decisionrl.experience.data import DEMONSTRATIONS, HISTORIES, LABS, open_data, open_segments
 from decisionrl.experience.minari import save_minari
 from decisionrl.experience.preference_formats import save_pairs, save_segments
 from decisionrl.experience.preferences import PreferencePairs
@@ -78,7 +78,7 @@ def test_the_lists_know_recipes_and_data(run: Any) -> None:
     lines = {line.split()[0]: line for line in out.splitlines()}
     assert all("recorded" in lines[name] for name in (*ON_RECORDED_DATA, *ON_DEMONSTRATIONS))
     content = json.loads(run("list", "datasets", "--json")[1])["datasets"]
-    assert [*content] == [*LABS, *DEMONSTRATIONS, *(f"make-dataset {name}" for name in MAKERS)]
+    assert [*content] == [*LABS, *DEMONSTRATIONS, *HISTORIES, *(f"make-dataset {name}" for name in MAKERS)]
     assert all(content.values())
     assert all(env in content[name] for name, env in DEMONSTRATIONS.items())
     assert "--data any Minari dataset" in run("list", "datasets")[1]

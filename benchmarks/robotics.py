@@ -283,7 +283,7 @@ MODES = ("predict", "unsupervised", "absent")
 
 RETURN_SIDE = MemoryData(env="decisionrl/ReturnSide-v0")
 COUNT_VISITS = MemoryData(env="decisionrl/CountVisits-v0")
-CUE_REACH = MemoryData(env="decisionrl/MWCueReach-v0", options={"noise": 0.3}, episodes=200, measured=100, copies=50)
+CUE_REACH = MemoryData(env="decisionrl/MWCueReach-v0", options={"noise": 0.3}, measured=100, copies=50)
 PICK_AND_RETURN = MemoryData(env="decisionrl/MWPickAndReturn-v0", episodes=200, measured=100, copies=50)
 PIXELS = MemoryData(env="decisionrl/ReturnSide-v0", options={"pixels": True})
 
@@ -291,6 +291,8 @@ PRESET = {**PRESETS["demonstrations"]["ptp"], "steps": 6000}
 EPSILON: Mapping[str, Any] = {"prediction": "epsilon"}
 """What the paper's network says is the noise, which takes it longer to learn than the actions themselves."""
 
+LONGER: Mapping[str, Any] = {"steps": 10_000}
+"""Where what is remembered decides one step of 67."""
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "predict_1": {"past_steps": 1},
@@ -313,9 +315,9 @@ def cases(profile: str, data: Path | None) -> list[Case]:
         *_variants(RETURN_SIDE, 8),
         *_ladder(COUNT_VISITS, (*CONTEXTS[:-1], 12, 16)),
         *_modes(COUNT_VISITS, 12, suffix="-epsilon", **EPSILON),
-        _oracle(CUE_REACH),
-        *_modes(CUE_REACH, 16, MODES[:1]),
-        *_modes(CUE_REACH, 16, stride=4),
+        _oracle(CUE_REACH, **LONGER),
+        *_modes(CUE_REACH, 16, MODES[:1], **LONGER),
+        *_modes(CUE_REACH, 16, stride=4, **LONGER),
         _oracle(PICK_AND_RETURN),
         *_modes(PICK_AND_RETURN, 2, MODES[:1]),
         *_modes(PICK_AND_RETURN, 16, stride=4),
@@ -343,9 +345,10 @@ def _modes(
     return [_case(name, mode, data, {**context, "past_tokens": mode, **arguments}) for mode in modes]
 
 
-def _oracle(data: MemoryData) -> Case:
+def _oracle(data: MemoryData, **arguments: Any) -> Case:
     seeing = replace(data, options={**data.options, "oracle": True})
-    return _case(f"{TASKS[data.env]}-oracle", "predict", seeing, {"observations": 2, "past_tokens": "predict"})
+    context = {"observations": 2, "past_tokens": "predict"}
+    return _case(f"{TASKS[data.env]}-oracle", "predict", seeing, {**context, **arguments})
 
 
 def _variants(data: MemoryData, observations: int) -> list[Case]:

@@ -116,7 +116,7 @@ def robotics_sections(rows: Sequence[Row], profile: str) -> list[str]:
 
 CONTROLS = (
     "The oracle sees what is hidden, with a context of two observations, and is trained for as many updates as all "
-    f"others. Where its mean does not reach {SOLVED}, the training is too short for the "
+    f"others on its task. Where its mean does not reach {SOLVED}, the training is too short for the "
     "comparisons of that task to mean anything, and they are void."
 )
 

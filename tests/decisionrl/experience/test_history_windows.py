@@ -297,7 +297,7 @@ def test_labs_are_collected_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_labs_are_those_that_are_documented(name: str) -> None:
     plan = HistoryPlan(**HISTORIES[name])
     assert plan.noise == (0.3 if name.endswith("noise") else 0.0)
-    assert plan.env == ("darkroom_permuted" if name.endswith("permuted") else "darkroom")
+    assert plan.env == {"lab/darkroom-permuted": "darkroom_permuted", "lab/bandit": "bandit"}.get(name, "darkroom")
 
 
 def test_names_that_stand_for_no_histories(tmp_path: Any) -> None:

@@ -185,7 +185,7 @@ def _ladder(rows: Sequence[Row], task: str, void: Collection[str]) -> list[str]:
             continue
         one |= rung.observations == 1
         limit = math.inf if rung.bound is None else rung.bound + ROUNDING
-        over = [mode for mode, estimate in known.items() if estimate.value > limit]
+        over = [mode for mode, estimate in known.items() if _least(estimate) > limit]
         within = "–" if rung.bound is None else f"no: {', '.join(over)}" if over else "yes"
         seeds = sorted({estimate.n for estimate in known.values()})
         lines.append(
@@ -200,10 +200,18 @@ def _ladder(rows: Sequence[Row], task: str, void: Collection[str]) -> list[str]:
     words = [
         "" if task in _oracles(rows) else "No oracle was run, so nothing says whether the training is long enough.",
         "With one observation there are no past tokens, and the three are one." if one else "",
-        "The bound is on who imitates from so short a window, in expectation." if task in BOUNDS else "",
+        "The bound is on who imitates from so short a window, in expectation; a mean is within it unless its whole "
+        "interval is above."
+        if task in BOUNDS
+        else "",
     ]
-    head = ["observations", *MODES, "bound", "means within it", "seeds"]
+    head = ["observations", *MODES, "bound", "within it", "seeds"]
     return _section(f"### {task}: success by context", " ".join(filter(None, words)), table(head, lines))
+
+
+def _least(estimate: Estimate) -> float:
+    """What a mean may be by chance."""
+    return estimate.value if estimate.low is None else estimate.low
 
 
 def _rungs(rows: Sequence[Row], task: str) -> list[tuple[Rung, str]]:

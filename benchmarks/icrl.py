@@ -156,7 +156,7 @@ def _first_and_last(returns: torch.Tensor, optimum: float) -> list[Measurement]:
 
 
 def _regret(returns: torch.Tensor, evaluator: InContextEvaluator) -> list[Measurement]:
-    lost = evaluator.family.max_return[evaluator.tasks].double() - returns.mean((1, 2))
+    lost = evaluator.family.max_return[evaluator.tasks].double().cpu() - returns.mean((1, 2))
     estimate = bootstrap_mean(lost.numpy(), rng=np.random.default_rng(EVALUATION_SEED))
     return [Measurement("regret", estimate, 0.0, "exact")]
 

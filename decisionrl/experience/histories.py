@@ -222,9 +222,9 @@ class LearningHistories:
             raise ValueError(f"{found}; valid: from 0 to {self.num_histories - 1}")
         return replace(self, index=self.index.gather(1, index.cpu()))
 
-    def half(self, share: float = 0.5) -> LearningHistories:
-        """The first share of each history, rounded to whole episodes, without a copy: the partial histories of LHF
-        (arXiv 2505.15143).
+    def beginning(self, share: float) -> LearningHistories:
+        """The first share of each history, rounded to whole episodes, without a copy; 0.5 makes the partial histories of
+        LHF (arXiv 2505.15143).
 
         Raises:
             ValueError: the share is not in (0, 1], or is less than an episode.

@@ -134,7 +134,7 @@ class Histories:
     @cached_property
     def recorded(self) -> LearningHistories:
         """All histories, as far as they are to be known."""
-        return open_histories_of(self.data).half(self.share)
+        return open_histories_of(self.data).beginning(self.share)
 
     @cached_property
     def tasks(self) -> TaskFamily:

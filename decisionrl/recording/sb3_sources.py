@@ -118,7 +118,7 @@ def ml1_histories(
     ``HistoryFilter``'s ``r_max="data"``.
 
     The defaults are those of arXiv 2502.19009: a million steps of MuJoCo for each instance, one after another in this
-    process, some ten minutes of one core. All streams of an instance are in memory at once, 22 MiB each.
+    process. All streams of an instance are in memory at once, 22 MiB each.
 
     Raises:
         ValueError: an argument is out of its range, or there is no such task.

@@ -78,7 +78,7 @@ class BanditFamily:
     ) -> tuple[Int[Tensor, "... 2"], Float[Tensor, ...]]:
         mean = self.bandits.means[task, action]
         first, second = uniform(state[..., 0].flatten(), state[..., 1].flatten(), 2).T.view(2, *mean.shape)
-        following = state + torch.tensor([0, 1], device=state.device)
+        following = torch.stack([state[..., 0], state[..., 1] + 1], -1)
         if self.bandits.noise is None:
             return following, (first <= mean).float()
         normal = (-2 * first.log()).sqrt() * (2 * torch.pi * second).cos()

@@ -54,8 +54,8 @@ class CueReachEnv(gymnasium.Env[Array, Array]):
 
     Args:
         max_steps: episodes are truncated after as many steps.
-        noise: of every move m, which becomes clip(m + noise w, -1, 1) with w standard
-            normal. Demonstrations with noise show what to do when the hand is not quite where it should be.
+        noise: of every move m, which becomes clip(m + noise w, -1, 1) with w standard normal. Demonstrations with noise
+            show what to do when the hand is not quite where it should be.
         oracle: the place is shown all the time, and the time in units of max_steps is appended to the observation, now
             [8]. Who fails even then needs more training, not more memory.
         render_mode: ``"rgb_array"`` for films; the place is marked in them.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from decisionrl.cli import _default_directory
 from decisionrl.experience.data import HISTORIES
 from decisionrl.learner import GradientLearner
 
@@ -136,3 +137,14 @@ def test_arguments_of_another_kind(run: Any) -> None:
         status, out, err = run("train", "ad", *SMALL, *arguments)
         assert (status, out) == (2, "")
         assert message in err
+
+
+def test_runs_are_named_after_the_whole_directory_of_their_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("darkroom-ppo-noise0.3-train-seed0").mkdir()
+    named = [
+        _default_directory({"recipe": "ad", "data": data}) for data in ("darkroom-ppo-noise0.3-train-seed0", "a.npz")
+    ]
+    assert named == [Path("runs/ad-darkroom-ppo-noise0.3-train-seed0-seed0"), Path("runs/ad-a-seed0")]

@@ -144,11 +144,11 @@ def test_selected_histories_stand_in_the_places_without_a_copy(written: Learning
 
 
 def test_the_first_half_has_the_first_episodes(written: LearningHistories) -> None:
-    half = written.half()
+    half = written.beginning(0.5)
     assert (half.episodes, half.num_steps) == (2, 4)
     assert half.episode_returns().equal(written.episode_returns()[:, :, :2])
-    assert written.half(0.75).half(1 / 3).episodes == 1
-    assert written.half(1.0).episode_returns().equal(written.episode_returns())
+    assert written.beginning(0.75).beginning(1 / 3).episodes == 1
+    assert written.beginning(1.0).episode_returns().equal(written.episode_returns())
     with pytest.raises(ValueError, match=r"start is from 3 to 3, with length = 2; valid: from 0 to 2"):
         half.windows(torch.tensor([0]), torch.tensor([0]), torch.tensor([3]), 2)
 
@@ -156,7 +156,7 @@ def test_the_first_half_has_the_first_episodes(written: LearningHistories) -> No
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.1, 0.1, float("nan")])
 def test_a_share_has_an_episode_at_least(written: LearningHistories, share: float) -> None:
     with pytest.raises(ValueError, match=r"share = .* of 4 episodes; valid: in \(0, 1\], at least one episode"):
-        written.half(share)
+        written.beginning(share)
 
 
 def test_what_is_outside_is_refused(written: LearningHistories) -> None:

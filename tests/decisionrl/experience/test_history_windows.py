@@ -103,7 +103,7 @@ def test_filtered_histories_are_of_their_own_task_and_as_frequent_as_chosen() ->
 
 
 def test_nothing_is_drawn_from_the_part_of_a_history_that_is_left_out() -> None:
-    windows = HistoryWindows(histories=numbered().half(0.5), size=500, episodes=2)
+    windows = HistoryWindows(histories=numbered().beginning(0.5), size=500, episodes=2)
     steps = torch.cat([windows(rng(seed)).observation[..., 0] for seed in range(5)]) % 100
     assert set(steps.unique().tolist()) == set(range(4 * HORIZON)), "round(3.5) episodes, each of them"
 

@@ -223,8 +223,8 @@ class LearningHistories:
         return replace(self, index=self.index.gather(1, index.cpu()))
 
     def beginning(self, share: float) -> LearningHistories:
-        """The first share of each history, rounded to whole episodes, without a copy; 0.5 makes the partial histories of
-        LHF (arXiv 2505.15143).
+        """The first share of each history, rounded to whole episodes, without a copy; 0.5 makes the partial histories
+        of LHF (arXiv 2505.15143).
 
         Raises:
             ValueError: the share is not in (0, 1], or is less than an episode.

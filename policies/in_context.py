@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from decisionrl.policies.distributions import MultiCategorical, head_for
 from decisionrl.policies.evaluation import Evaluation, Observation
-from decisionrl.policies.in_context_network import CausalTransformer, InContextSizes, KeyValueCache
+from decisionrl.policies.in_context_network import Branches, CausalTransformer, InContextSizes, KeyValueCache
 from decisionrl.policies.sequence import linear
 
 Embedding = Literal["axis", "linear", "cell"]
@@ -514,7 +514,7 @@ class PlanningPolicy(nn.Module):
         room = self.base.context - length
         left = self.horizon - context.episode_step[row]
         depth = torch.minimum(left, 1 + room).clamp(1, self.depth)
-        root = _Imagined(self, KeyValueCache(entries, length), beams=1)
+        root = _Imagined(self, Branches.of(KeyValueCache(entries, length)))
         return beam_search(root, order=order[row], depth=depth, max_depth=self.depth, beams=self.beams)
 
 
@@ -570,33 +570,30 @@ def beam_search(
 
 class _Imagined:
     """Plans in the model of a :class:`PlanningPolicy`: its most probable rewards and observations, as if they had
-    happened."""
+    happened. newest: the token of the last step of each plan; none at the root."""
 
-    def __init__(self, policy: PlanningPolicy, cache: KeyValueCache, *, beams: int) -> None:
-        self._policy, self._cache = policy, cache
-        taken = policy.embed_taken.weight.expand(len(cache.length), -1, -1)
-        aside = policy.base.network.asides(taken, cache)
-        actions = aside.shape[1]
-        self.reward = policy.reward_values[policy.reward(aside).argmax(-1)].view(-1, beams, actions)
-        self._observation = policy.coordinates.mode(policy.next_observation(aside)).view(*self.reward.shape, -1)
+    def __init__(
+        self, policy: PlanningPolicy, branches: Branches, newest: Float[Tensor, "n b width"] | None = None
+    ) -> None:
+        self._policy = policy
+        rows, _, _, _, plans, _, _ = branches.entries.shape
+        taken = policy.embed_taken.weight.expand(rows, plans, -1, -1)
+        aside, self._branches = policy.base.network.branched(taken, branches, newest)
+        self.reward = policy.reward_values[policy.reward(aside).argmax(-1)]
+        self._observation = policy.coordinates.mode(policy.next_observation(aside))
 
     def followed(self, beam: Int[Tensor, "n kept"], action: Int[Tensor, "n kept"]) -> _Imagined:
-        rows, beams, _ = self.reward.shape
-        row = torch.arange(rows, device=beam.device)[:, None]
-        reward, observation = self.reward[row, beam, action].flatten(), self._observation[row, beam, action]
-        base, plan = self._policy.base, (row * beams + beam).flatten()
-        no = torch.zeros_like(plan, dtype=torch.bool)
-        token = base.tokens(
-            observation.reshape(-1, *base.tokens.observation_shape),
-            action.flatten() + base.tokens.first_action,
-            reward,
+        row = torch.arange(len(beam), device=beam.device)[:, None]
+        tokens = self._policy.base.tokens
+        no = torch.zeros_like(beam, dtype=torch.bool)
+        newest = tokens(
+            self._observation[row, beam, action].view(*beam.shape, *tokens.observation_shape),
+            action + tokens.first_action,
+            self.reward[row, beam, action],
             first=no,
             start=no,
         )
-        # Rows that are done may be full; nobody looks at what is written over their newest step.
-        length = self._cache.length[plan].clamp(max=base.context - 1)
-        _, cache = base.network.step(token, KeyValueCache(self._cache.entries[plan], length))
-        return _Imagined(self._policy, cache, beams=beam.shape[1])
+        return _Imagined(self._policy, self._branches.chosen(beam), newest)
 
 
 def grid_of(space: spaces.Box, purpose: str) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast, get_args
 
 import torch
@@ -72,6 +72,30 @@ class KeyValueCache:
 
     entries: Float[Tensor, "n layers 2 heads context each"]
     length: Int[Tensor, " n"]
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Several continuations of every row of a cache, which is the trunk of them all.
+
+    Attributes:
+        trunk: what they share.
+        entries: keys and values of each branch's own tokens.
+    """
+
+    trunk: KeyValueCache
+    entries: Float[Tensor, "n layers 2 heads branch token each"]
+
+    @classmethod
+    def of(cls, trunk: KeyValueCache) -> Branches:
+        """One branch a row, without tokens of its own."""
+        n, layers, two, heads, _, each = trunk.entries.shape
+        return cls(trunk, trunk.entries.new_empty(n, layers, two, heads, 1, 0, each))
+
+    def chosen(self, branch: Int[Tensor, "n kept"]) -> Branches:
+        """Those branches of every row; one may be chosen more than once."""
+        row = torch.arange(len(branch), device=branch.device)[:, None]
+        return replace(self, entries=self.entries.movedim(4, 1)[row, branch].movedim(1, 4))
 
 
 class CausalTransformer(nn.Module):
@@ -193,20 +217,40 @@ class CausalTransformer(nn.Module):
             x = block.finished(x, queries, kept[:, 0], kept[:, 1], seen)
         return self.last_norm(x)[:, 0], KeyValueCache(cache.entries, cache.length + 1)
 
-    def asides(self, tokens: Float[Tensor, "n aside width"], cache: KeyValueCache) -> Float[Tensor, "n aside width"]:
-        """The outputs of tokens that see those in the cache and themselves, as in :meth:`with_asides`: their position
-        is that of the newest. The cache must hold one token at least, and stays as it is."""
-        count = tokens.shape[1]
-        position = (cache.length - 1)[:, None].expand(-1, count)
-        seen = (torch.arange(self.context, device=tokens.device) < cache.length[:, None])[:, None, None]
-        itself = torch.eye(count, dtype=torch.bool, device=tokens.device).expand(len(tokens), 1, -1, -1)
-        seen = torch.cat([seen.expand(-1, -1, count, -1), itself], 3)
-        x, turn = self._placed(tokens, position), self._turn(position)
+    def branched(
+        self,
+        asides: Float[Tensor, "n branch aside width"],
+        branches: Branches,
+        token: Float[Tensor, "n branch width"] | None = None,
+    ) -> tuple[Float[Tensor, "n branch aside width"], Branches]:
+        """The outputs of tokens at the ends of branches, each of which sees its branch and itself, as in
+        :meth:`with_asides`: their position is that of the newest token. With ``token`` the branches are one token
+        longer before. The trunk must hold one token at least; it is read where it lies, however many the branches."""
+        n, count, width = asides.shape[0], asides.shape[1], asides.shape[3]
+        new, own = 0 if token is None else 1, branches.entries.shape[5]
+        # Branches of rows that are done may be longer than the context; nobody looks at what comes of them.
+        place = (branches.trunk.length + (own + new - 1)).clamp(max=self.context - 1)
+        x = asides.flatten(1, 2) if token is None else torch.cat([token, asides.flatten(1, 2)], 1)
+        branch = torch.arange(count, device=x.device)
+        of = torch.cat([branch[: count * new], branch.repeat_interleave(asides.shape[2])])
+        old = torch.arange(self.context, device=x.device) < branches.trunk.length[:, None]
+        same, itself = of[:, None] == of, torch.eye(len(of), dtype=torch.bool, device=x.device)
+        same[:, count * new :] = itself[:, count * new :]
+        same = torch.cat([of[:, None] == branch.repeat_interleave(own), same], 1)
+        seen = torch.cat([old[:, None].expand(-1, len(of), -1), same.expand(n, -1, -1)], 2)[:, None]
+        position = place[:, None].expand(-1, len(of))
+        x, turn = self._placed(x, position), self._turn(position)
+        grown = []
         for layer, block in enumerate(self._stack):
             queries, keys, values = block.projected(x, turn)
-            keys, values = torch.cat([cache.entries[:, layer], torch.stack([keys, values], 1)], 3).unbind(1)
+            newest = torch.stack([keys, values], 1)
+            grown.append(newest[:, :, :, : count * new, None])
+            past = branches.trunk.entries[:, layer], branches.entries[:, layer].flatten(3, 4)
+            keys, values = torch.cat([*past, newest], 3).unbind(1)
             x = block.finished(x, queries, keys, values, seen)
-        return self.last_norm(x)  # type: ignore[no-any-return]
+        if new:
+            branches = replace(branches, entries=torch.cat([branches.entries, torch.stack(grown, 1)], 5))
+        return self.last_norm(x)[:, count * new :].view(n, count, -1, width), branches
 
     @property
     def _stack(self) -> Iterable[_Block]:

@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy, pad, scaled_dot_product_attention
 
 from decisionrl.envs.gridworld.world import TaskWorld
 from decisionrl.policies.in_context import InContextPolicy, PlanningPolicy, beam_search
-from decisionrl.policies.in_context_network import InContextSizes, KeyValueCache
+from decisionrl.policies.in_context_network import Branches, InContextSizes, KeyValueCache
 
 if TYPE_CHECKING:
     from stable_baselines3 import PPO
@@ -315,7 +315,8 @@ class WholePasses:
         length = torch.full((rows,), steps, device=windows.reward.device)
         entries = network.cached(policy.base.tokens.window(windows), length)
         cache = KeyValueCache(pad(entries, (0, 0, 0, network.context - steps)), length)
-        aside = network.asides(policy.embed_taken.weight.expand(rows, -1, -1), cache)
+        taken = policy.embed_taken.weight.expand(rows, 1, -1, -1)
+        aside = network.branched(taken, Branches.of(cache))[0][:, 0]
         reward, seen = policy.reward(aside).argmax(-1), policy.coordinates.mode(policy.next_observation(aside))
         self.reward = policy.reward_values[reward].view(-1, beams, *reward.shape[1:])
         self._observation = seen.view(-1, beams, *seen.shape[1:])

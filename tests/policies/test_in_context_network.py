@@ -1,11 +1,14 @@
 """The transformer of in-context learning: causality, asides, the cache, positions, and what it refuses."""
 
+import itertools
+
 import pytest
 import torch
 from torch.nn import functional
 
 from decisionrl.policies.in_context_network import (
     SIZES,
+    Branches,
     CausalTransformer,
     ContextLengthError,
     InContextSizes,
@@ -104,8 +107,31 @@ def test_an_aside_is_the_last_token_of_its_own_sequence(block: str) -> None:
         length = torch.full((BATCH,), t + 1)
         padded = functional.pad(tokens, (0, 0, 0, CONTEXT - TOKENS))
         cache = KeyValueCache(net.cached(padded, length), length)
-        both = net.asides(torch.stack([asides[:, t], normal(BATCH, 8, seed=9)], 1), cache)
-        torch.testing.assert_close(both[:, 0], aside_outputs[:, t], atol=1e-10, rtol=0)
+        both, _ = net.branched(torch.stack([asides[:, t], normal(BATCH, 8, seed=9)], 1)[:, None], Branches.of(cache))
+        torch.testing.assert_close(both[:, 0, 0], aside_outputs[:, t], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@torch.no_grad()
+def test_branches_are_windows_of_their_own(block: str) -> None:
+    """Trunks of 2, 3, ... tokens, three branches, of which the second is chosen twice after two tokens."""
+    net, trunk, chosen = network(block), normal(BATCH, 4, 8), torch.tensor([[1, 1, 2]]).expand(BATCH, -1)
+    length = 2 + torch.arange(BATCH) % 3
+    padded = functional.pad(trunk, (0, 0, 0, CONTEXT - 4))
+    branches = Branches.of(KeyValueCache(net.cached(padded, length), length)).chosen(torch.zeros_like(chosen))
+    asides, steps = normal(BATCH, 3, 2, 8, seed=5), normal(3, BATCH, 3, 8, seed=6)
+    own = steps[:0]
+    for t, token in enumerate(steps):
+        if t == 2:
+            branches, own = branches.chosen(chosen), own[:, :, chosen[0]]
+        outputs, branches = net.branched(asides, branches, token)
+        own = torch.cat([own, token[None]])
+        for row, branch in itertools.product(range(BATCH), range(3)):
+            window = torch.cat([trunk[row, : length[row]], own[:, row, branch]])[None]
+            for k in range(2):
+                last = asides[row, branch, k].expand_as(window)
+                expected = net.with_asides(window, last)[1][0, -1]
+                torch.testing.assert_close(outputs[row, branch, k], expected, atol=1e-10, rtol=0)
 
 
 def test_a_llama_block_in_plain_loops() -> None:

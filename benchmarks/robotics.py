@@ -284,7 +284,7 @@ MODES = ("predict", "unsupervised", "absent")
 RETURN_SIDE = MemoryData(env="decisionrl/ReturnSide-v0")
 COUNT_VISITS = MemoryData(env="decisionrl/CountVisits-v0")
 CUE_REACH = MemoryData(env="decisionrl/MWCueReach-v0", options={"noise": 0.3}, measured=100, copies=50)
-PICK_AND_RETURN = MemoryData(env="decisionrl/MWPickAndReturn-v0", episodes=200, measured=100, copies=50)
+PICK_AND_RETURN = MemoryData(env="decisionrl/MWPickAndReturn-v0", measured=100, copies=50)
 PIXELS = MemoryData(env="decisionrl/ReturnSide-v0", options={"pixels": True})
 
 PRESET = {**PRESETS["demonstrations"]["ptp"], "steps": 6000}
@@ -318,9 +318,9 @@ def cases(profile: str, data: Path | None) -> list[Case]:
         _oracle(CUE_REACH, **LONGER),
         *_modes(CUE_REACH, 16, MODES[:1], **LONGER),
         *_modes(CUE_REACH, 16, stride=4, **LONGER),
-        _oracle(PICK_AND_RETURN),
-        *_modes(PICK_AND_RETURN, 2, MODES[:1]),
-        *_modes(PICK_AND_RETURN, 16, stride=4),
+        _oracle(PICK_AND_RETURN, **LONGER),
+        *_modes(PICK_AND_RETURN, 2, MODES[:1], **LONGER),
+        *_modes(PICK_AND_RETURN, 16, stride=4, **LONGER),
         *_pixels(),
     ]
 

@@ -176,7 +176,8 @@ class PickAndReturnEnv(gymnasium.Env[Array, Array]):
     Args:
         max_steps: episodes are truncated after as many steps.
         noise: standard deviation of the noise of every move.
-        oracle: the start of the object along the table (2) is appended to the observation.
+        oracle: the start of the object along the table (2) and the time in units of max_steps (1) are appended to the
+            observation, now [10]. Without the time, who waits at the hub would not know how long.
         render_mode: ``"rgb_array"`` for films; the hub is marked in them.
 
     Raises:
@@ -207,7 +208,7 @@ class PickAndReturnEnv(gymnasium.Env[Array, Array]):
         self.max_steps, self.noise, self.oracle, self.render_mode = max_steps, noise, oracle, render_mode
         self._start = self.PATCHES[0]
         self._steps, self._lifted = 0, False
-        self.observation_space = spaces.Box(-np.inf, np.inf, (9 if oracle else 7,), np.float32)
+        self.observation_space = spaces.Box(-np.inf, np.inf, (10 if oracle else 7,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, Info]:
@@ -243,8 +244,8 @@ class PickAndReturnEnv(gymnasium.Env[Array, Array]):
         self._arm.close()
 
     def _observation(self) -> Array:
-        start = self._start[:2] if self.oracle else []
-        return np.array([*self._arm.hand, self._arm.opening, *self._arm.object, *start], np.float32)
+        hidden = [*self._start[:2], self._steps / self.max_steps] if self.oracle else []
+        return np.array([*self._arm.hand, self._arm.opening, *self._arm.object, *hidden], np.float32)
 
 
 class PickAndReturnExpert:

@@ -197,7 +197,8 @@ def test_hand_gripper_and_object_are_seen_as_meta_world_sees_them(pick: PickAndR
     seen, informed = watched(pick, 4, 75), watched(oracle, 4, 75)
     np.testing.assert_array_equal(seen[-1], np.float32(pick._arm._physics._get_curr_obs_combined_no_goal()[:7]))
     np.testing.assert_array_equal(informed[:, :7], seen)
-    np.testing.assert_array_equal(informed[:, 7:], seen[:1, 4:6].repeat(76, 0))
+    np.testing.assert_array_equal(informed[:, 7:9], seen[:1, 4:6].repeat(76, 0))
+    np.testing.assert_allclose(informed[:, 9], np.arange(76) / oracle.max_steps, rtol=1e-6)
     assert seen[0, 3] > 0.99
     assert seen[-1, 3] < 0.6
 

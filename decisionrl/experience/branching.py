@@ -31,7 +31,7 @@ class SegmentValues:
             raise ValueError(f"interval = {self.interval}, rollouts = {self.rollouts}; valid: whole numbers >= 1")
 
     def __call__(self, batch: Trajectories, source: EpisodeSource) -> Trajectories:
-        if batch.state is not None:
+        if source.policy.initial_state(1) is not None:
             raise ValueError("segment values go back to a state of the world; a policy with memory has one of its own")
         cut = cutpoints(batch.log_prob, batch.mask, threshold=self.threshold, interval=self.interval)
         value = torch.zeros_like(batch.reward)

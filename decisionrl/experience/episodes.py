@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -51,7 +52,8 @@ class Task:
 class Played:
     """Episodes in the order of their tasks, [episodes, steps], padded on the right.
 
-    ``cut`` [episodes] marks those that nothing but ``max_steps`` has ended.
+    ``cut`` [episodes] marks those that nothing but ``max_steps`` has ended. ``state`` is the policy's before the first
+    step, where it is not the initial one of every episode; ``extras`` are more tensors, [episodes, ...].
     """
 
     observation: Observation
@@ -63,6 +65,8 @@ class Played:
     final_observation: Observation
     final_state: Tensor | None
     cut: Tensor
+    state: Tensor | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def outcome(self) -> Tensor:
@@ -70,15 +74,39 @@ class Played:
         return self.reward.sum(1)
 
 
+@runtime_checkable
+class PlaysItself(Protocol):
+    """A world that plays whole episodes, many at once, instead of being stepped.
+
+    num_starts: an episode's seed is one of as many numbers, from 0 on; None: any.
+    """
+
+    num_envs: int
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def num_starts(self) -> int | None: ...
+
+    def play(
+        self, policy: Any, tasks: Sequence[Task], *, generator: torch.Generator | None, max_steps: int | None = None
+    ) -> Played: ...
+
+
 def play(
-    world: World,
+    world: World | PlaysItself,
     policy: ActingPolicy,
     tasks: Sequence[Task],
     *,
     generator: torch.Generator | None,
     max_steps: int | None = None,
 ) -> Played:
-    """Play the tasks on the world's copies, each copy going on with the next task when it has ended one.
+    """Play the tasks on the world's copies, each copy going on with the next task when it has ended one; or let the
+    world do it, if it has a ``play`` of its own.
 
     generator: of the actions' randomness; None plays the policy's deterministic actions. max_steps: an episode of as
     many steps, those of a prefix included, is truncated. Policies with memory begin every episode with their
@@ -88,6 +116,8 @@ def play(
         ValueError: the world cannot start a copy from a seed, or not go back to a state; there is no task.
         EnvironmentFault: without ``max_steps``, an episode has not ended after 100,000 steps.
     """
+    if isinstance(world, PlaysItself):
+        return world.play(policy, tasks, generator=generator, max_steps=max_steps)
     if not world.seedable:
         raise ValueError(
             f"{world.name}: episodes from chosen starts need a world that heeds a seed for each copy; valid: an id, "
@@ -241,7 +271,7 @@ class EpisodeSource:
 
     def __init__(
         self,
-        world: World,
+        world: World | PlaysItself,
         policy: ActingPolicy,
         *,
         starts: Starts,
@@ -308,7 +338,12 @@ class EpisodeSource:
         load_states(self.pipeline, state["pipeline"])
 
     def seed_of(self, start: int) -> int:
-        """The reset seed that belongs to a start."""
+        """The reset seed that belongs to a start. Where there are but so many, each is met once before any is met
+        again, every time in another order."""
+        count = getattr(self.world, "num_starts", None)
+        if count is not None:
+            turn, place = divmod(start, count)
+            return int(_order(self._seed, turn, count)[place])
         return int(np.random.SeedSequence((self._seed, start)).generate_state(1)[0] >> 1)
 
     def fresh_seeds(self, count: int) -> list[int]:
@@ -347,6 +382,11 @@ class EpisodeSource:
         return batch.replace(extras={**batch.extras, "greedy_return": each.outcome[batch.group]})
 
 
+@lru_cache(maxsize=4)
+def _order(seed: int, turn: int, count: int) -> np.ndarray:
+    return np.random.default_rng((seed, turn)).permutation(count)
+
+
 def evaluated(policy: ActingPolicy, played: Played) -> Trajectories:
     """The episodes with what the policy says of them."""
     batch = Trajectories(
@@ -357,13 +397,16 @@ def evaluated(policy: ActingPolicy, played: Played) -> Trajectories:
         log_prob=torch.zeros_like(played.reward),
         terminated=played.terminated,
         truncated=played.truncated,
-        state=policy.initial_state(len(played.mask)),
+        state=policy.initial_state(len(played.mask)) if played.state is None else played.state,
+        extras=played.extras,
     )
     evaluation = policy.evaluate(batch)
     batch = batch.replace(log_prob=evaluation.log_prob, entropy=evaluation.entropy, value=evaluation.value)
     if evaluation.value is None:
         return batch
+    following = torch.cat([evaluation.value[:, 1:], torch.zeros_like(evaluation.value[:, :1])], 1)
+    if not played.truncated.any():  # a value of what is over is not worth the work
+        return batch.replace(next_value=following)
     last = policy.value(played.final_observation, played.final_state)
     assert last is not None
-    following = torch.cat([evaluation.value[:, 1:], torch.zeros_like(last)[:, None]], 1)
     return batch.replace(next_value=torch.where(played.truncated, last[:, None], following))

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from decisionrl.policies.evaluation import Observation
 
+NO_TOKEN = -1
+"""Stands in rows of tokens where there is none."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectories:
@@ -26,7 +29,8 @@ class Trajectories:
     more than indexing its tensors.
 
     Attributes:
-        observation: what the policy saw before it acted, [batch, step, ...], or a dict of such tensors.
+        observation: what the policy saw before it acted, [batch, step, ...], or a dict of such tensors. For a language
+            model, the token before; -1 where the row has ended.
         action: [batch, step] or [batch, step, ...].
         reward: the reward of the step.
         mask: True at the policy's own steps.
@@ -37,7 +41,8 @@ class Trajectories:
         value: V of the observation at collection; None without a critic.
         next_value: V of the state that the step led to, before any reset; nothing is read of it where ``terminated``.
         start: True at the first step of an episode; None if only the first of every row is.
-        state: the policy's recurrent state before the first step of the row, [batch, ...].
+        state: the policy's recurrent state before the first step of the row, [batch, ...]. For a language model, the
+            tokens before it, [batch, prompt] of integers, with -1 where there is none.
         group: rows with equal numbers share a start: the same prompt, or the same reset seed.
         start_id: which prompt or start it was, a name that stays the same over the whole run; -1 for a fresh one.
         advantage: set by an advantage estimator.
@@ -77,6 +82,11 @@ class Trajectories:
     def num_columns(self) -> int:
         """The padded length."""
         return self.mask.shape[1]
+
+    @property
+    def of_tokens(self) -> bool:
+        """The policy is a language model."""
+        return self.state is not None and not self.state.is_floating_point()
 
     def replace(self, **changes: Any) -> Trajectories:
         """A copy with other fields."""
@@ -129,15 +139,19 @@ def joined(batches: Sequence[Trajectories]) -> Trajectories:
     columns = max(batch.num_columns for batch in batches)
     first = batches[0]
 
-    def stacked(tensors: Sequence[Tensor]) -> Tensor:
+    def stacked(tensors: Sequence[Tensor], filler: int = 0) -> Tensor:
         shapes = zip(tensors, batches, strict=True)
-        return torch.cat([_widened(t, columns) if t.shape[:2] == batch.mask.shape else t for t, batch in shapes])
+        return torch.cat(
+            [_widened(t, columns, filler) if t.shape[:2] == batch.mask.shape else t for t, batch in shapes]
+        )
 
     changes: dict[str, Any] = {}
     for name in _FIELDS:
         values = [getattr(batch, name) for batch in batches]
         if name == "state":  # [batch, ...]: its second dimension is no step, however long it is
-            changes[name] = None if values[0] is None else torch.cat(values)
+            changes[name] = None if values[0] is None else _states(values, first.of_tokens)
+        elif name == "observation" and first.of_tokens:
+            changes[name] = stacked(values, NO_TOKEN)
         elif isinstance(values[0], Tensor | Mapping):
             changes[name] = each_key(stacked, values)
     return first.replace(**changes, metrics={})
@@ -150,11 +164,18 @@ def each_key(function: Callable[[Sequence[Tensor]], Tensor], values: Sequence[An
     return {key: function([value[key] for value in values]) for key in values[0]}
 
 
-def _widened(tensor: Tensor, columns: int) -> Tensor:
+def _states(states: Sequence[Tensor], of_tokens: bool) -> Tensor:
+    if not of_tokens:
+        return torch.cat(list(states))
+    longest = max(state.shape[1] for state in states)
+    return torch.cat([_widened(state, longest, NO_TOKEN) for state in states])
+
+
+def _widened(tensor: Tensor, columns: int, filler: int) -> Tensor:
     missing = columns - tensor.shape[1]
     if not missing:
         return tensor
-    return torch.cat([tensor, tensor.new_zeros(tensor.shape[0], missing, *tensor.shape[2:])], 1)
+    return torch.cat([tensor, tensor.new_full((tensor.shape[0], missing, *tensor.shape[2:]), filler)], 1)
 
 
 _FIELDS = tuple(each.name for each in dataclasses.fields(Trajectories) if each.name != "metrics")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from decisionrl.experience.episodes import EpisodeSource
-from decisionrl.experience.rollouts import RolloutSource
 from decisionrl.experience.source import Source
 from decisionrl.experiment import Experiment
 from decisionrl.minibatches import Unit
@@ -68,7 +67,7 @@ class BasedControl(Control):
             single steps, as PPO does.
         gamma, gae_lambda: of the critic's advantages.
         epochs: passes over a batch.
-        minibatch: episodes in one, or single steps with a critic; None: all.
+        minibatch: episodes in one, or single steps with a critic and no memory; None: all.
     """
 
     base: BaseName = "group"
@@ -106,17 +105,11 @@ class BasedControl(Control):
             )
             return Base(policy=policy, source=source, unit="sequence", aggregate=aggregate)
         policy = self.policy(critic=True)
-        source = RolloutSource(
-            self.world,
-            policy,
-            horizon=self.horizon,
-            pipeline=[GAE(gamma=self.gamma, lam=self.gae_lambda), *then],
-            seed=self.seed,
-        )
+        source = self.stream(policy, horizon=self.horizon, pipeline=[GAE(gamma=self.gamma, lam=self.gae_lambda), *then])
         return Base(
             policy=policy,
             source=source,
-            unit="sequence" if self.recurrent else "step",
+            unit="sequence" if self.remembers else "step",
             aggregate=token_mean,
             value_loss=ValueLoss(),
             normalize_advantage=True,

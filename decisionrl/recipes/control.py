@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
 
 import gymnasium
 import torch
@@ -17,12 +17,18 @@ from decisionrl.callbacks import OnProgress
 from decisionrl.envs.copies import Copies
 from decisionrl.envs.linear_mdp import LinearMDP
 from decisionrl.envs.make import EnvLike, env_name, make_world
+from decisionrl.envs.text.task import TextTask
 from decisionrl.envs.world import World
 from decisionrl.evaluation.episodes import ReturnEvaluator
+from decisionrl.experience.episodes import EpisodeSource
+from decisionrl.experience.rollouts import RolloutSource
 from decisionrl.experience.source import Source
 from decisionrl.experiment import Experiment
 from decisionrl.learner import GradientLearner, Objective
 from decisionrl.minibatches import MinibatchLearner, Unit
+from decisionrl.pipeline import PipelineStep
+from decisionrl.pipeline.curricula import FreshStarts
+from decisionrl.pipeline.finished import FinishedEpisodes
 from decisionrl.policies.actor_critic import ActorCritic
 from decisionrl.policies.encoders import Activation
 from decisionrl.policies.linear import SoftmaxLinear
@@ -30,14 +36,22 @@ from decisionrl.policies.recurrent import RecurrentActorCritic
 from decisionrl.recipes.schedules import linear_decay
 from decisionrl.seeding import generator
 
+if TYPE_CHECKING:
+    from decisionrl.llm.world import TextWorld
+    from decisionrl.policies.language import LanguagePolicy
+    from decisionrl.recipes.language import Language
+
+TEXT = "text/"
+"""How the names of text tasks begin."""
+
 Network = Literal["mlp", "linear"]
-ControlPolicy = ActorCritic | RecurrentActorCritic | SoftmaxLinear
+ControlPolicy: TypeAlias = "ActorCritic | RecurrentActorCritic | SoftmaxLinear | LanguagePolicy"
 
 
 class ControlOptions(TypedDict, total=False):
     """The arguments that every recipe on environments takes; see :class:`Control` for what they mean."""
 
-    env: EnvLike
+    env: EnvLike | TextTask
     setting: str | None
     env_options: dict[str, Any]
     num_envs: int
@@ -57,6 +71,10 @@ class ControlOptions(TypedDict, total=False):
     anneal: bool
     adam_epsilon: float
     clip_norm: float | None
+    model: str | None
+    lora_rank: int | None
+    temperature: float
+    gradient_checkpointing: bool
     seed: int
     device: str
 
@@ -66,12 +84,15 @@ class Control:
     """An environment, the networks and the optimizer.
 
     Attributes:
-        env: a Gymnasium id, ``module:Class``, a function that makes an environment, or a VectorEnv.
+        env: a Gymnasium id, ``module:Class``, a function that makes an environment, or a VectorEnv; or a text task, by
+            name, ``text/NAME``, or as a :class:`~decisionrl.envs.text.task.TextTask`. Then the policy is a language
+            model, its actions are tokens, and the networks' options are not looked at.
         setting: an inventory setting instead, by name or TOML file.
         env_options: keyword arguments of the environment.
-        num_envs: copies that are stepped side by side.
+        num_envs: copies that are stepped side by side; of text, responses that are written side by side.
         workers: 0 steps them in this process, ``num_envs`` each in its own.
-        max_steps: truncate episodes of as many steps; needed where an environment never ends one.
+        max_steps: truncate episodes of as many steps; needed where an environment never ends one. Of text, the tokens
+            after which a response is over; by default the task's.
         steps: environment steps to train for.
         network: "mlp" (convolutions first, for images), or "linear" in the features of a linear MDP, a
             softmax with weights for every stage; its other networks' options are not looked at.
@@ -87,9 +108,11 @@ class Control:
         anneal: lower it linearly to 0 over the run.
         adam_epsilon: of Adam.
         clip_norm: the largest gradient norm.
+        model, lora_rank, temperature, gradient_checkpointing: of a language model, see
+            :class:`~decisionrl.recipes.language.Language`.
     """
 
-    env: EnvLike = "CartPole-v1"
+    env: EnvLike | TextTask = "CartPole-v1"
     setting: str | None = None
     env_options: Mapping[str, Any] | None = None
     num_envs: int = 8
@@ -109,6 +132,10 @@ class Control:
     anneal: bool = False
     adam_epsilon: float = 1e-5
     clip_norm: float | None = 0.5
+    model: str | None = None
+    lora_rank: int | None = None
+    temperature: float = 1.0
+    gradient_checkpointing: bool = False
     seed: int = 0
     device: str = "cpu"
 
@@ -120,12 +147,40 @@ class Control:
             raise ValueError(f"learning_rate = {self.learning_rate}; valid: a positive number")
 
     @cached_property
-    def world(self) -> World:
+    def language(self) -> Language | None:
+        """The task and the model, where actions are tokens."""
+        if not (isinstance(self.env, TextTask) or (isinstance(self.env, str) and self.env.startswith(TEXT))):
+            return None
+        from decisionrl.recipes.language import Language
+
+        if self.recurrent:
+            raise ValueError("recurrent = True; valid with text: False, a language model has a memory of its own")
+        return Language(
+            env=self.env,
+            env_options=self.env_options or {},
+            model=self.model,
+            lora_rank=self.lora_rank,
+            temperature=self.temperature,
+            gradient_checkpointing=self.gradient_checkpointing,
+            num_envs=self.num_envs,
+            max_tokens=self.max_steps,
+            seed=self.seed,
+            device=self.device,
+        )
+
+    @property
+    def remembers(self) -> bool:
+        """The policy needs its sequences whole."""
+        return self.recurrent or self.language is not None
+
+    @cached_property
+    def world(self) -> World | TextWorld:
         """The copies to train on."""
-        return self.make_world(self.num_envs)
+        return self.make_world(self.num_envs) if self.language is None else self.language.world(self.num_envs)
 
     def make_world(self, num_envs: int) -> World:
         """As many copies."""
+        assert not isinstance(self.env, TextTask)
         env = self.env if self.setting is None else f"inventory/{self.setting}"
         return make_world(
             env,
@@ -142,6 +197,8 @@ class Control:
         Raises:
             ValueError: network is neither, or linear and the environment has no features.
         """
+        if self.language is not None:
+            return self.language.policy(critic=critic)
         if self.network not in get_args(Network):
             raise ValueError(f"network = {self.network!r}; valid: {', '.join(get_args(Network))}")
         if self.network == "linear":
@@ -170,8 +227,33 @@ class Control:
         return SoftmaxLinear(mdp.features, horizon=mdp.horizon, critic=critic, dtype=torch.float32).to(self.device)
 
     def optimizer(self, policy: nn.Module) -> torch.optim.Adam:
-        """Adam on all of the policy."""
-        return torch.optim.Adam(policy.parameters(), self.learning_rate, eps=self.adam_epsilon, fused=True)
+        """Adam on all of the policy that is to be trained."""
+        trained = [each for each in policy.parameters() if each.requires_grad]
+        return torch.optim.Adam(trained, self.learning_rate, eps=self.adam_epsilon, fused=True)
+
+    def stream(self, policy: ControlPolicy, *, horizon: int, pipeline: Sequence[PipelineStep]) -> Source:
+        """Windows of ``horizon`` steps of every copy; of text, a whole response to each of ``num_envs`` prompts."""
+        if self.language is not None:
+            starts = FreshStarts(groups=self.num_envs, group_size=1)
+            return EpisodeSource(self.world, policy, starts=starts, pipeline=pipeline, seed=self.seed)
+        return RolloutSource(self.world, policy, horizon=horizon, pipeline=pipeline, seed=self.seed)
+
+    def windows(self, policy: ControlPolicy, *, horizon: int, estimator: PipelineStep, gamma: float) -> Source:
+        """Windows of ``horizon`` steps, with advantages by ``estimator``, and behind them the episodes that have ended,
+        from which values are to be learned."""
+        if self.language is None:
+            pipeline = [estimator, FinishedEpisodes(gamma=gamma)]
+            return RolloutSource(self.world, policy, horizon=horizon, pipeline=pipeline, seed=self.seed)
+        from decisionrl.llm.windows import TokenWindows
+
+        return TokenWindows(self.world, policy, horizon=horizon, pipeline=[estimator], gamma=gamma, seed=self.seed)
+
+    def unit(self, minibatch: int, horizon: int) -> tuple[Unit, int]:
+        """Single steps, ``minibatch`` of them; where the policy remembers, about as many in whole sequences."""
+        if not self.remembers:
+            return "step", minibatch
+        longest = horizon if self.language is None else self.language.task.max_tokens
+        return "sequence", max(1, minibatch // longest)
 
     def require_probabilities(self, what: str) -> None:
         """Refuse environments whose actions have a density instead of probabilities."""
@@ -193,6 +275,8 @@ class Control:
         Raises:
             ValueError: there is neither.
         """
+        if given is None and self.language is not None:
+            given = self.language.task.best_reward
         if given is None and isinstance(self.env, str) and self.env in gymnasium.registry:
             given = gymnasium.spec(self.env).reward_threshold
         if given is None:
@@ -230,9 +314,7 @@ class Control:
         if self.anneal:
             on_progress = (linear_decay(optimizer, self.learning_rate), *on_progress)
         config = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "device"}
-        config["env"] = (
-            None if self.setting is not None else self.env if isinstance(self.env, str) else env_name(self.env)
-        )
+        config["env"] = None if self.setting is not None else self._env_name
         return Experiment(
             policy=policy,
             source=source,
@@ -242,8 +324,20 @@ class Control:
             callbacks=(OnProgress(*on_progress),) if on_progress else (),
             config={"recipe": recipe, **config, **options},
             metadata=metadata,
-            evaluate=None if isinstance(self.env, VectorEnv) else ReturnEvaluator(self.make_world),
+            evaluate=self._evaluator,
         )
+
+    @property
+    def _env_name(self) -> str:
+        if isinstance(self.env, str):
+            return self.env
+        return self.env.name if isinstance(self.env, TextTask) else env_name(self.env)
+
+    @property
+    def _evaluator(self) -> Callable[..., dict[str, Any]] | None:
+        if self.language is not None:
+            return self.language.evaluator()
+        return None if isinstance(self.env, VectorEnv) else ReturnEvaluator(self.make_world)
 
 
 def own_options(arguments: Mapping[str, Any]) -> dict[str, Any]:

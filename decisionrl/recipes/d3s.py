@@ -50,7 +50,7 @@ def d3s(
     control = BasedControl(**common)
     if min(steps_first, steps_last) < 1:
         control.require_probabilities("D3S with less than all steps, ranked by their entropy,")
-    if control.base == "critic" and control.recurrent:
+    if control.base == "critic" and control.remembers:
         raise ValueError("recurrent = True with base = 'critic', which chooses single steps; valid: base = 'group'")
     down_sample = DownSample(
         group_rows=(group_rows_first, group_rows_last), rows=(rows_first, rows_last), steps=(steps_first, steps_last)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Unpack
 
-from decisionrl.experience.rollouts import RolloutSource
 from decisionrl.experiment import Experiment
 from decisionrl.objectives.policy_gradient import PolicyGradient
 from decisionrl.objectives.regularizers import ValueLoss
@@ -47,18 +46,12 @@ def ppo(
     options = own_options(locals())
     control = Control(**common)
     policy = control.policy(critic=True)
-    recurrent = control.recurrent
+    unit, size = control.unit(minibatch, horizon)
     shaping = [NormalizeReward(gamma=gamma)] if normalize_rewards else []
     return control.experiment(
         "ppo",
         policy=policy,
-        source=RolloutSource(
-            control.world,
-            policy,
-            horizon=horizon,
-            pipeline=[*shaping, GAE(gamma=gamma, lam=gae_lambda)],
-            seed=control.seed,
-        ),
+        source=control.stream(policy, horizon=horizon, pipeline=[*shaping, GAE(gamma=gamma, lam=gae_lambda)]),
         objective=PolicyGradient(
             surrogate=Clip(low=clip, high=clip),
             value_loss=ValueLoss(coefficient=value_coefficient, clip=value_clip),
@@ -66,8 +59,8 @@ def ppo(
             normalize_advantage=True,
         ),
         epochs=epochs,
-        minibatch=max(1, minibatch // horizon) if recurrent else minibatch,
-        unit="sequence" if recurrent else "step",
+        minibatch=size,
+        unit=unit,
         target_kl=target_kl,
         metadata=METADATA,
         options=options,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Unpack
 
-from decisionrl.experience.rollouts import RolloutSource
 from decisionrl.experiment import Experiment
 from decisionrl.objectives.policy_gradient import PolicyGradient
 from decisionrl.objectives.regularizers import ValueLoss
 from decisionrl.objectives.step_filters import Kept
 from decisionrl.objectives.surrogates import Clip
 from decisionrl.pipeline.advantages import GAE, TruncatedGAE
-from decisionrl.pipeline.finished import FinishedEpisodes
 from decisionrl.recipes.control import Control, ControlOptions, own_options
 from decisionrl.recipes.presets import tuned
 
@@ -41,7 +39,8 @@ def tppo(
 
     The policy learns from the window's steps, with ``V(s_l) = V(s_(l-1))`` assumed for the state behind its end; the
     value function from the Monte-Carlo returns of the episodes that ended in the window. horizon: steps of each copy in
-    a window (the paper: 8k of 24k tokens). gamma: the paper has 1. minibatch: steps in one, or sequences if recurrent.
+    a window (the paper: 8k of 24k tokens). gamma: the paper has 1. minibatch: steps in one, or sequences if the policy
+    remembers.
     """
     options = own_options(locals())
     control = Control(**common)
@@ -49,15 +48,11 @@ def tppo(
     return control.experiment(
         "tppo",
         policy=policy,
-        source=RolloutSource(
-            control.world,
+        source=control.windows(
             policy,
             horizon=horizon,
-            pipeline=[
-                TruncatedGAE(estimator=GAE(gamma=gamma, lam=gae_lambda, whiten=True)),
-                FinishedEpisodes(gamma=gamma),
-            ],
-            seed=control.seed,
+            estimator=TruncatedGAE(estimator=GAE(gamma=gamma, lam=gae_lambda, whiten=True)),
+            gamma=gamma,
         ),
         objective=PolicyGradient(
             surrogate=Clip(low=clip, high=clip),
@@ -67,7 +62,7 @@ def tppo(
         ),
         epochs=epochs,
         minibatch=minibatch,
-        unit="sequence" if control.recurrent else "step",
+        unit="sequence" if control.remembers else "step",
         metadata=METADATA,
         options=options,
     )

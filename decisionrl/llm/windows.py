@@ -1,0 +1,154 @@
+"""Windows of responses that are still being written: learning before they are finished (T-PPO, arXiv 2506.15050)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from decisionrl.experience.acting import EpisodeStatistics
+from decisionrl.experience.episodes import Task, evaluated
+from decisionrl.experience.trajectories import Trajectories, joined
+from decisionrl.llm.responses import responses
+from decisionrl.llm.world import TextWorld
+from decisionrl.pipeline import PipelineStep, load_states, states, tell
+from decisionrl.pipeline.returns import rewards_to_go
+from decisionrl.policies.language import LanguagePolicy
+from decisionrl.seeding import generator
+
+if TYPE_CHECKING:
+    from decisionrl.learner import Update
+
+
+@dataclass(frozen=True)
+class _Response:
+    """A prompt, and what has been written of the response so far. own: which of its tokens are the policy's."""
+
+    start: int
+    written: tuple[int, ...] = ()
+    own: tuple[bool, ...] = ()
+
+
+class TokenWindows:
+    """``horizon`` tokens more of every response at a time; those that are finished give way to new prompts.
+
+    A row is one window; what comes before it is in its state. Behind the windows there is a row for every response
+    that was finished in the batch, from its first token on:
+
+    - ``extras["kept"]`` [batch, step]: the windows' own tokens, for the policy; each is in one batch only.
+    - ``extras["valued"]`` [batch, step]: the own tokens of finished responses, for the value function. Their
+      ``returns`` are the discounted rewards to come, and their advantage is 0.
+
+    Args:
+        world: prompts and rewards; ``num_envs`` responses are being written.
+        policy: writes them; has a critic.
+        horizon: tokens of a window.
+        pipeline: what is done to the windows; ends in an advantage estimator.
+        gamma: the discount of the returns.
+        seed: of the order of the prompts and of the sampling.
+
+    Raises:
+        ValueError: horizon < 1, or there is no end of prompts and the seed decides nothing about them.
+    """
+
+    def __init__(
+        self,
+        world: TextWorld,
+        policy: LanguagePolicy,
+        *,
+        horizon: int,
+        pipeline: Sequence[PipelineStep] = (),
+        gamma: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        if horizon < 1:
+            raise ValueError(f"horizon = {horizon}; valid: a whole number >= 1")
+        self.world, self.policy, self.horizon, self.pipeline = world, policy, horizon, tuple(pipeline)
+        self.steps_per_sample = 0
+        self._gamma = gamma
+        self._choice, self._noise = generator(seed, "starts"), generator(seed, "actions", world.device)
+        self._episodes = EpisodeStatistics(0)
+        self._pool: list[_Response] = []
+
+    def sample(self) -> Trajectories:
+        self._pool += [_Response(start) for start in self._starts(self.world.num_envs - len(self._pool))]
+        tasks = [Task(each.start, prefix=torch.tensor(each.written, dtype=torch.int64)) for each in self._pool]
+        with torch.no_grad():
+            played = self.world.play(self.policy, tasks, generator=self._noise, more=self.horizon)
+            goes_on, there = played.truncated.any(1), played.observation >= 0
+            assert isinstance(there, Tensor)
+            batch = evaluated(self.policy, replace(played, truncated=torch.zeros_like(played.truncated)))
+            for step in self.pipeline:
+                batch = step(batch)
+        written = [
+            replace(
+                each,
+                written=each.written + tuple(token[present].tolist()),
+                own=each.own + tuple(mine[present].tolist()),
+            )
+            for each, token, mine, present in zip(self._pool, played.action, played.mask, there, strict=True)
+        ]
+        over = (~goes_on).nonzero()[:, 0].tolist()
+        self._pool = [written[i] for i in goes_on.nonzero()[:, 0].tolist()]
+        self.steps_per_sample = int(played.mask.sum())
+        outcome = played.outcome.tolist()
+        for i in over:
+            self._episodes.ended(outcome[i], sum(written[i].own))
+        rows = [_marked(batch, kept=True)]
+        if over:
+            rows.append(_marked(self._finished([written[i] for i in over], played.outcome[over]), kept=False))
+        return joined(rows).replace(metrics={**batch.metrics, **self._episodes.metrics()})
+
+    def observe(self, update: Update, /) -> None:
+        tell(self.pipeline, update)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "pool": [[each.start, list(each.written), list(each.own)] for each in self._pool],
+            "choice": self._choice.get_state(),
+            "noise": self._noise.get_state(),
+            "episodes": self._episodes.state_dict(),
+            "pipeline": states(self.pipeline),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        self._pool = [_Response(start, tuple(written), tuple(own)) for start, written, own in state["pool"]]
+        self._choice.set_state(state["choice"])
+        self._noise.set_state(state["noise"].cpu())
+        self._episodes.load_state_dict(state["episodes"])
+        load_states(self.pipeline, state["pipeline"])
+
+    def _starts(self, count: int) -> list[int]:
+        high = 2**31 if self.world.num_starts is None else self.world.num_starts
+        return torch.randint(high, (count,), generator=self._choice).tolist()
+
+    def _finished(self, over: Sequence[_Response], outcome: Tensor) -> Trajectories:
+        """The whole responses, with the returns of their tokens."""
+        rows = responses([self.world.prompt(each.start) for each in over], [each.written for each in over])
+        rows = rows.to(self.world.device)
+        mask = torch.zeros_like(rows.mask)
+        for row, each in enumerate(over):
+            mask[row, : len(each.own)] = torch.tensor(each.own, device=mask.device)
+        last = mask.long().cumsum(1).argmax(1, keepdim=True)
+        reward = torch.zeros_like(rows.reward, dtype=outcome.dtype).scatter_(1, last, outcome[:, None])
+        zeros = torch.zeros_like(reward)
+        return rows.replace(
+            mask=mask,
+            reward=reward,
+            log_prob=zeros,
+            value=zeros,
+            next_value=zeros,
+            entropy=zeros,
+            advantage=zeros,
+            returns=rewards_to_go(reward, mask, rows.terminated, self._gamma),
+            extras={"problem": torch.tensor([self.world.number(each.start) for each in over], device=mask.device)},
+        )
+
+
+def _marked(batch: Trajectories, *, kept: bool) -> Trajectories:
+    none = torch.zeros_like(batch.mask)
+    policy, value = (batch.mask, none) if kept else (none, batch.mask)
+    return batch.replace(extras={**batch.extras, "kept": policy, "valued": value})

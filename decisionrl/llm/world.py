@@ -1,0 +1,232 @@
+"""Text tasks as a world: an episode is a response, an action is a token.
+
+It plays whole episodes by itself, with a key-value cache, where other worlds are stepped; ``EpisodeSource`` asks for
+them in the same way, so that a recipe does not know which of the two it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from gymnasium import spaces
+from jaxtyping import Int
+from torch import Tensor
+from torch.nn.functional import pad
+
+from decisionrl.envs.text.task import TextTask
+from decisionrl.experience.episodes import Played, Task
+from decisionrl.experience.trajectories import NO_TOKEN
+from decisionrl.llm.generation import Engine, Generated, Temperature, generate
+from decisionrl.policies.language import LanguagePolicy
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class TextWorld:
+    """The prompts of a task, or some of them, and what responses to them are worth.
+
+    The start of an episode is the number of its prompt; ``num_starts`` of them there are, or None if there is no end of
+    them. A response ends with the tokenizer's end token, or after ``max_tokens``; then it is rewarded, at its last own
+    token. Nothing comes after it either way, so it has terminated.
+
+    Args:
+        task: prompts and rewards.
+        tokenizer: between text and tokens.
+        num_envs: responses that are written side by side.
+        prompts: the numbers of those that are played; by default all of the task's.
+        max_tokens: of a response, the end included; by default the task's.
+        engine: writes the responses.
+        temperature: of single tokens, see :data:`~decisionrl.llm.generation.Temperature`.
+        device: where the tokens are.
+
+    Raises:
+        ValueError: num_envs or max_tokens is below 1, there are no prompts, or the tokenizer has no end token.
+    """
+
+    seedable = True
+
+    def __init__(
+        self,
+        task: TextTask,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        num_envs: int = 64,
+        prompts: Int[Tensor, " prompts"] | None = None,
+        max_tokens: int | None = None,
+        engine: Engine = generate,
+        temperature: Temperature | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        max_tokens = task.max_tokens if max_tokens is None else max_tokens
+        for name, value in (("num_envs", num_envs), ("max_tokens", max_tokens)):
+            if value < 1:
+                raise ValueError(f"{name} = {value}; valid: a whole number >= 1")
+        if prompts is not None and not len(prompts):
+            raise ValueError("prompts is empty; valid: at least one")
+        if tokenizer.eos_token_id is None:
+            raise ValueError(f"{task.name}: the tokenizer has no end token; valid: one with eos_token")
+        self.name, self.num_envs, self.task, self.tokenizer = task.name, num_envs, task, tokenizer
+        self.max_tokens, self.engine, self.temperature = max_tokens, engine, temperature
+        self.action_space = self.observation_space = spaces.Discrete(len(tokenizer))
+        self._prompts, self._device = prompts, torch.device(device)
+        self._end = int(tokenizer.eos_token_id)
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
+    def num_starts(self) -> int | None:
+        """Prompts there are."""
+        return self.task.num_prompts if self._prompts is None else len(self._prompts)
+
+    def prompt(self, start: int) -> list[int]:
+        """The tokens of a prompt.
+
+        Raises:
+            ValueError: it has none.
+        """
+        text = self.task.prompt(self.number(start))
+        tokens = self._encoded(text)
+        if not tokens:
+            raise ValueError(f"{self.name}: prompt {start} is {text!r}, which has no token; valid: at least one")
+        return tokens
+
+    def demonstration(self, start: int, generator: torch.Generator) -> list[int]:
+        """The tokens of a correct response, with the end token."""
+        return [*self._encoded(self.task.demonstration(self.number(start), generator)), self._end]
+
+    def play(
+        self,
+        policy: LanguagePolicy,
+        tasks: Sequence[Task],
+        *,
+        generator: torch.Generator | None,
+        max_steps: int | None = None,
+        more: int | None = None,
+    ) -> Played:
+        """Responses to the prompts ``task.seed``, after what ``task.prefix`` says already.
+
+        generator: of the sampling; None takes the most probable tokens. max_steps: a response with as many tokens,
+        those of a prefix included, is cut, and so is one with ``more`` tokens besides those of a prefix; it has no
+        reward.
+
+        Raises:
+            ValueError: there is no task, or a prompt is empty.
+            ContextLengthError: a prompt and a response may be longer than the model can read.
+            RewardFunctionError: a reward function failed.
+        """
+        if not tasks:
+            raise ValueError("tasks is empty; valid: at least one episode")
+        limit = min(self.max_tokens, max_steps or self.max_tokens)
+        new = [limit - each.played if more is None else min(more, limit - each.played) for each in tasks]
+        context = padded([self.prompt(each.seed) + _tokens(each.prefix) for each in tasks]).to(self.device)
+        allowed = torch.tensor(new, device=self.device)
+        written = [
+            self._written(policy, tasks[i : i + self.num_envs], context[i : i + self.num_envs], allowed[i:], generator)
+            for i in range(0, len(tasks), self.num_envs)
+        ]
+        return self._played(tasks, context, _joined(written))
+
+    def _written(
+        self,
+        policy: LanguagePolicy,
+        tasks: Sequence[Task],
+        context: Tensor,
+        allowed: Tensor,
+        generator: torch.Generator | None,
+    ) -> Generated:
+        def reply(row: int, tokens: Sequence[int]) -> Sequence[int]:
+            said = self.tokenizer.decode([*_tokens(tasks[row].prefix), *tokens])
+            if said[-1:] not in self.task.triggers:
+                return ()
+            return self._encoded(self.task.reply(self.number(tasks[row].seed), said, tasks[row].noise))
+
+        return self.engine(
+            policy,
+            context,
+            max_tokens=allowed[: len(tasks)],
+            stop=[self._end],
+            generator=generator,
+            temperature=self.temperature,
+            reply=reply if self.task.triggers else None,
+        )
+
+    def _played(self, tasks: Sequence[Task], context: Tensor, written: Generated) -> Played:
+        token, there = written.token, written.token >= 0
+        length = there.sum(1) + torch.tensor([each.played for each in tasks], device=self.device)
+        cut = ~written.finished & (length < self.max_tokens)
+        said = [
+            self.tokenizer.decode(_tokens(each.prefix) + row[row >= 0].tolist(), skip_special_tokens=True)
+            for each, row in zip(tasks, token, strict=True)
+        ]
+        over = (~cut).nonzero()[:, 0].tolist()
+        numbers = [self.number(each.seed) for each in tasks]
+        reward = torch.zeros(token.shape, dtype=written.log_prob.dtype, device=self.device)
+        last = _last(written.mask)
+        worth = self.task.rewards([numbers[i] for i in over], [said[i] for i in over])
+        reward[over, last[over]] = torch.tensor(worth, dtype=reward.dtype, device=self.device)
+        ends = torch.zeros_like(there).scatter_(1, last[:, None], True)
+        before = torch.cat([_newest(context)[:, None], token[:, :-1]], 1)
+        everything = torch.cat([context, token], 1)
+        return Played(
+            observation=torch.where(there, before, NO_TOKEN),
+            action=token.clamp(min=0),
+            reward=reward,
+            mask=written.mask,
+            terminated=ends & ~cut[:, None],
+            truncated=ends & cut[:, None],
+            final_observation=_newest(everything),
+            final_state=everything,
+            cut=cut,
+            state=context,
+            extras={"problem": torch.tensor(numbers, device=self.device)},
+        )
+
+    def number(self, start: int) -> int:
+        """Which of the task's prompts a start is."""
+        return start if self._prompts is None else int(self._prompts[start])
+
+    def _encoded(self, text: Any) -> list[int]:
+        if isinstance(text, str):
+            return self.tokenizer(text)["input_ids"]  # type: ignore[no-any-return]
+        return self.tokenizer.apply_chat_template(text, add_generation_prompt=True, return_dict=False)
+
+
+def padded(rows: Sequence[Sequence[int]]) -> Int[Tensor, "batch step"]:
+    """Rows of tokens as a tensor, with -1 where a row has ended."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[NO_TOKEN] * (longest - len(row))] for row in rows], dtype=torch.int64)
+
+
+def _tokens(prefix: Tensor | None) -> list[int]:
+    return [] if prefix is None else prefix.long().tolist()
+
+
+def _last(there: Tensor) -> Tensor:
+    """The last column of each row where something is."""
+    return there.long().cumsum(1).argmax(1)
+
+
+def _newest(token: Tensor) -> Tensor:
+    """The last token of each row."""
+    return token.gather(1, _last(token >= 0)[:, None])[:, 0]
+
+
+def _joined(parts: Sequence[Generated]) -> Generated:
+    """Under each other."""
+    width = max(part.token.shape[1] for part in parts)
+
+    def stacked(name: str, filler: float) -> Tensor:
+        return torch.cat([pad(getattr(each, name), (0, width - each.token.shape[1]), value=filler) for each in parts])
+
+    return Generated(
+        token=stacked("token", NO_TOKEN),
+        mask=stacked("mask", False),
+        log_prob=stacked("log_prob", 0.0),
+        entropy=stacked("entropy", 0.0),
+        finished=torch.cat([each.finished for each in parts]),
+    )

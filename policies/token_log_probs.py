@@ -1,0 +1,184 @@
+"""Log-probabilities of tokens, and entropies, without the logits of the whole vocabulary in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNK = 2**22
+"""Logits that are held at a time: 16 MiB in float32, and up to three times that with what is worked out of them."""
+
+
+def token_log_probs(
+    hidden: Float[Tensor, "n d"],
+    weight: Float[Tensor, "vocabulary d"],
+    bias: Float[Tensor, " vocabulary"] | None,
+    token: Int[Tensor, " n"],
+    *,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    chunk: int = CHUNK,
+    entropy: bool = True,
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"] | None]:
+    """``log softmax(z)[token]`` and the entropy of softmax(z) in nats; ``z = cap(hidden W^T + bias) / temperature``.
+
+    Some columns of z [n, vocabulary] are worked out at a time. Their largest value, the sum of exponentials and the
+    mean of z are carried from one to the next (Milakov and Gimelshein, arXiv 1805.02867); the backward pass works them
+    out again. Both outputs have gradients in ``hidden``, ``weight`` and ``bias``, of which those that need none
+    cost nothing. There are no second derivatives.
+
+    Numbers of 16 bits are summed, and returned, as float32; the gradient of z is rounded to the inputs' precision
+    before it is multiplied with them. Autocast is not applied.
+
+    Args:
+        softcap: c in ``cap(x) = c tanh(x / c)`` (Gemma 2, arXiv 2408.00118, section 2); None: ``cap(x) = x``.
+        chunk: at most so many elements of z at a time, or n if that is more.
+        entropy: False returns None for it, which saves time.
+
+    Raises:
+        ValueError: an option has no valid value, or a token is not in the vocabulary.
+    """
+    for name, value in (("temperature", temperature), ("softcap", softcap)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} = {value}; valid: a positive number")
+    if chunk < 1:
+        raise ValueError(f"chunk = {chunk}; valid: at least 1")
+    outside = (token < 0) | (token >= len(weight))
+    if outside.any():
+        raise ValueError(f"token = {int(token[outside][0])}; valid: 0 to {len(weight) - 1}")
+    log_prob, mean_information = _TokenLogProbs.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, token, temperature, softcap, chunk, entropy
+    )
+    return log_prob, mean_information
+
+
+@dataclass(frozen=True)
+class TokenLogits:
+    """``z = cap(hidden W^T + bias) / temperature``; see :func:`token_log_probs`."""
+
+    hidden: Float[Tensor, "n d"]
+    weight: Float[Tensor, "vocabulary d"]
+    bias: Float[Tensor, " vocabulary"] | None
+    temperature: float
+    softcap: float | None
+
+    @property
+    def inputs_dtype(self) -> torch.dtype:
+        """Of what is multiplied."""
+        return torch.promote_types(self.hidden.dtype, self.weight.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of z: at least float32."""
+        return torch.promote_types(self.inputs_dtype, torch.float32)
+
+    def columns(self, chosen: slice = slice(None)) -> Float[Tensor, "n columns"]:
+        """Some columns of z."""
+        z = self.product(self.hidden, self.weight[chosen].T)
+        if self.bias is not None:
+            z += self.bias[chosen]
+        if self.softcap is not None:
+            z.div_(self.softcap).tanh_().mul_(self.softcap)
+        return z.div_(self.temperature) if self.temperature != 1 else z
+
+    def blocks(self, chunk: int) -> Iterator[tuple[slice, Float[Tensor, "n columns"]]]:
+        """All columns of z, as many at a time as ``chunk`` elements are."""
+        size = max(1, chunk // max(1, len(self.hidden)))
+        for start in range(0, len(self.weight), size):
+            chosen = slice(start, min(start + size, len(self.weight)))
+            yield chosen, self.columns(chosen)
+
+    def slope(self, z: Float[Tensor, "n columns"]) -> Tensor | float:
+        """The derivative of z in the outputs of the linear layer, element by element."""
+        if self.softcap is None:
+            return 1 / self.temperature
+        return (1 - (z * (self.temperature / self.softcap)).square_()).div_(self.temperature)
+
+    def product(self, a: Tensor, b: Tensor) -> Tensor:
+        """``a @ b``, summed in ``dtype`` and not rounded after that."""
+        a, b = a.to(self.inputs_dtype), b.to(self.inputs_dtype)
+        if self.inputs_dtype != self.dtype and a.is_cuda:
+            return torch.mm(a, b, out_dtype=self.dtype)
+        return a.to(self.dtype) @ b.to(self.dtype)
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        token: Tensor,
+        temperature: float,
+        softcap: float | None,
+        chunk: int,
+        with_entropy: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        logits = TokenLogits(hidden, weight, bias, temperature, softcap)
+        top = hidden.new_full((len(hidden),), torch.finfo(logits.dtype).min, dtype=logits.dtype)
+        chosen, total, moment = torch.zeros_like(top), torch.zeros_like(top), torch.zeros_like(top)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for columns, z in logits.blocks(chunk):
+                index, here = _within(token, columns)
+                chosen = torch.where(here, z.gather(1, index).squeeze(1), chosen)
+                higher = torch.maximum(top, z.amax(1))
+                rise, z = top - higher, z.sub_(higher.unsqueeze(1))
+                exponential, kept = z.exp(), rise.exp()
+                if with_entropy:  # the sum of (z - top) exp(z - top)
+                    moment = kept * (moment + rise * total) + z.mul_(exponential).sum(1)
+                total = kept * total + exponential.sum(1)
+                top = higher
+        log_total = total.log()
+        entropy = log_total - moment / total if with_entropy else None
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(hidden, weight, bias, token, top + log_total, entropy)
+        ctx.options = temperature, softcap, chunk
+        return chosen - top - log_total, entropy
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_log_prob: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, token, normalizer, entropy = ctx.saved_tensors
+        temperature, softcap, chunk = ctx.options
+        logits = TokenLogits(hidden, weight, bias, temperature, softcap)
+        if grad_log_prob is None:
+            grad_log_prob = torch.zeros_like(normalizer)
+        wanted = ctx.needs_input_grad
+        grad_hidden = torch.zeros_like(hidden, dtype=logits.dtype) if wanted[0] else None
+        grad_weight = torch.empty_like(weight) if wanted[1] else None
+        grad_bias = None if bias is None or not wanted[2] else torch.empty_like(bias)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for columns, z in logits.blocks(chunk):
+                slope = logits.slope(z)
+                log_softmax = z.sub_(normalizer.unsqueeze(1))
+                softmax = log_softmax.exp()
+                if grad_entropy is None:
+                    grad = softmax.mul_(-grad_log_prob.unsqueeze(1))
+                else:  # dH / dz = -softmax (log softmax + H)
+                    factor = log_softmax.add_(entropy.unsqueeze(1)).mul_(grad_entropy.unsqueeze(1))
+                    grad = factor.add_(grad_log_prob.unsqueeze(1)).mul_(softmax).neg_()
+                index, here = _within(token, columns)
+                grad.scatter_add_(1, index, torch.where(here, grad_log_prob, 0.0).unsqueeze(1))
+                grad *= slope
+                if grad_bias is not None:
+                    grad_bias[columns] = grad.sum(0)
+                if grad_hidden is not None:
+                    grad_hidden += logits.product(grad, weight[columns])
+                if grad_weight is not None:
+                    grad_weight[columns] = logits.product(grad.T, hidden)
+        grad_hidden = None if grad_hidden is None else grad_hidden.to(hidden.dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
+
+
+def _within(token: Tensor, columns: slice) -> tuple[Int[Tensor, "n 1"], Tensor]:
+    """Which of these columns is each token's, any if none is, and whether one is."""
+    index = token - columns.start
+    last = columns.stop - columns.start - 1
+    return index.clamp(0, last).unsqueeze(1), (index >= 0) & (index <= last)

@@ -105,7 +105,7 @@ def generate(
     rows = _Rows(policy, context)
     stops = torch.tensor(list(stop), dtype=torch.int64, device=context.device)
     batch, steps = len(context), int(limit.max())
-    dtype = policy.model.dtype if policy.model.dtype is torch.float64 else torch.float32
+    dtype = torch.promote_types(policy.head.weight.dtype, torch.float32)
     token = context.new_full((batch, steps), NO_TOKEN)
     mask = torch.zeros_like(token, dtype=torch.bool)
     log_prob, entropy = torch.zeros_like(token, dtype=dtype), torch.zeros_like(token, dtype=dtype)
@@ -153,7 +153,7 @@ class _Rows:
 
         distinct, copies = left_padded(context).unique(dim=0, return_inverse=True)
         there = distinct >= 0
-        self._model, self._cache = policy.model, DynamicCache(config=policy.model.config)
+        self._model, self._cache = policy.model, DynamicCache(config=policy.causal_model.config)
         self._seen, self._length = there, there.sum(1)
         position = (there.cumsum(1) - 1).clamp(min=0)
         self.logits = self._read(distinct.clamp(min=0), position)
@@ -233,7 +233,7 @@ def _check(policy: LanguagePolicy, context: Tensor, limit: Tensor) -> None:
     if len(length) and int(length.min()) < 1:
         row = int(length.argmin())
         raise ValueError(f"context: row {row} has no token; valid: at least one, such as the one that begins a text")
-    longest = getattr(policy.model.config, "max_position_embeddings", None)
+    longest = getattr(policy.causal_model.config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and len(length) and int((length + limit).max()) > longest:
         row = int((length + limit).argmax())
         raise ContextLengthError(

@@ -1,12 +1,17 @@
-"""A supervised warm start: from a random start no reward is ever met, and nothing is learned."""
+"""A supervised warm start: from random weights no reward is ever met, and nothing is learned."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
+from decisionrl.envs.text import TextTask, split
+from decisionrl.envs.text.tokenizer import character_tokenizer
 from decisionrl.evaluation.language import sampled_rewards
 from decisionrl.experience.datasets import DatasetSource
 from decisionrl.learner import GradientLearner
@@ -14,6 +19,11 @@ from decisionrl.llm.responses import Demonstrations
 from decisionrl.llm.world import TextWorld
 from decisionrl.objectives.imitation import BehaviorCloning
 from decisionrl.policies.language import LanguagePolicy
+from decisionrl.policies.language_models import tiny_model
+from decisionrl.seeding import generator
+
+PROMPT_TOKENS = 64
+"""The longest prompt that a model of :func:`warm_started` can read."""
 
 
 def warm_start(
@@ -33,30 +43,64 @@ def warm_start(
 
     Args:
         policy: is trained in place.
-        world: its prompts are the ones imitated and measured; leave out those that are to be learned without.
+        world: its prompts are imitated.
         target: the mean reward of sampled responses, as a share of the best, at which to stop; in (0, 1].
         batch, learning_rate: of Adam.
         limit: updates at most; there is a warning if they do not suffice.
-        every: updates between measurements, of ``responses`` responses.
+        every: updates between measurements, of a response to each of as many prompts as ``responses``.
         progress: told the updates so far and the share.
 
     Raises:
-        ValueError: target is out of range.
+        ValueError: target is out of range, or the task does not say what the best reward is.
     """
+    best = world.task.best_reward
     if not 0 < target <= 1:
         raise ValueError(f"target = {target}; valid: above 0 and at most 1")
+    if best is None:
+        raise ValueError(f"{world.name}: best_reward = None; valid for a warm start: a number")
     source = DatasetSource(Demonstrations(world=world, size=batch), seed=seed)
-    trained = [each for each in policy.parameters() if each.requires_grad]
-    learner = GradientLearner(policy, BehaviorCloning(), torch.optim.Adam(trained, learning_rate), clip_norm=1.0)
+    learner = GradientLearner(
+        policy,
+        BehaviorCloning(),
+        torch.optim.Adam(policy.trainable_parameters(), learning_rate, fused=True),
+        clip_norm=1.0,
+    )
     share = 0.0
-    for update in range(1, limit + 1):
-        learner.update(source.sample())
+    for update in range(limit):
         if update % every == 0:
-            rewards = sampled_rewards(policy, world, prompts=responses, samples=1, seed=seed)
-            share = rewards.mean().item() / world.task.best_reward
+            share = sampled_rewards(policy, world, prompts=responses, samples=1, seed=seed).mean().item() / best
             if progress is not None:
                 progress(update, share)
             if share >= target:
                 return share
+        learner.update(source.sample())
     warnings.warn(f"{world.name}: a share of {share:.2f} after {limit} updates; wanted: {target}", stacklevel=2)
     return share
+
+
+def warm_started(task: TextTask, directory: Path, *, seed: int, shown: float = 0.4) -> Path:
+    """The directory with a small transformer that :func:`warm_start` has trained, and its tokenizer; made where it is
+    not there yet.
+
+    shown: the share of the prompts that are imitated, where their number is finite.
+
+    Raises:
+        ValueError: the task has no alphabet.
+    """
+    if directory.exists():
+        return directory
+    if task.alphabet is None:
+        raise ValueError(f"{task.name}: model = None; valid: a directory with a model that knows its language")
+    tokenizer = character_tokenizer(task.alphabet)
+    model = tiny_model(
+        len(tokenizer), context=PROMPT_TOKENS + task.max_tokens, generator=generator(seed, "language model")
+    )
+    prompts = None if task.num_prompts is None else split(task, train_share=shown, seed=seed)[0]
+    warm_start(LanguagePolicy(model), TextWorld(task, tokenizer, num_envs=256, prompts=prompts), seed=seed)
+    partial = directory.with_name(f".{directory.name}.{os.getpid()}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    if not directory.exists():
+        partial.rename(directory)
+    return directory

@@ -12,7 +12,7 @@ from torch import Tensor
 from decisionrl.experience.acting import EpisodeStatistics
 from decisionrl.experience.episodes import Task, evaluated
 from decisionrl.experience.trajectories import Trajectories, joined
-from decisionrl.llm.responses import responses
+from decisionrl.llm.responses import ENDLESS, responses
 from decisionrl.llm.world import TextWorld
 from decisionrl.pipeline import PipelineStep, load_states, states, tell
 from decisionrl.pipeline.returns import rewards_to_go
@@ -51,7 +51,7 @@ class TokenWindows:
         seed: of the order of the prompts and of the sampling.
 
     Raises:
-        ValueError: horizon < 1, or there is no end of prompts and the seed decides nothing about them.
+        ValueError: horizon < 1.
     """
 
     def __init__(
@@ -122,21 +122,17 @@ class TokenWindows:
         load_states(self.pipeline, state["pipeline"])
 
     def _starts(self, count: int) -> list[int]:
-        high = 2**31 if self.world.num_starts is None else self.world.num_starts
-        return torch.randint(high, (count,), generator=self._choice).tolist()
+        return torch.randint(self.world.num_starts or ENDLESS, (count,), generator=self._choice).tolist()
 
     def _finished(self, over: Sequence[_Response], outcome: Tensor) -> Trajectories:
         """The whole responses, with the returns of their tokens."""
-        rows = responses([self.world.prompt(each.start) for each in over], [each.written for each in over])
-        rows = rows.to(self.world.device)
-        mask = torch.zeros_like(rows.mask)
-        for row, each in enumerate(over):
-            mask[row, : len(each.own)] = torch.tensor(each.own, device=mask.device)
+        prompts = [self.world.prompt(each.start) for each in over]
+        rows = responses(prompts, [each.written for each in over], [each.own for each in over]).to(self.world.device)
+        mask = rows.mask
         last = mask.long().cumsum(1).argmax(1, keepdim=True)
         reward = torch.zeros_like(rows.reward, dtype=outcome.dtype).scatter_(1, last, outcome[:, None])
         zeros = torch.zeros_like(reward)
         return rows.replace(
-            mask=mask,
             reward=reward,
             log_prob=zeros,
             value=zeros,

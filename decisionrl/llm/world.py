@@ -15,7 +15,8 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from decisionrl.envs.text.task import TextTask
+from decisionrl.envs.text.task import Prompt, TextTask, own_characters
+from decisionrl.envs.text.tokenizer import encode
 from decisionrl.experience.episodes import Played, Task
 from decisionrl.experience.trajectories import NO_TOKEN
 from decisionrl.llm.generation import Engine, Generated, Temperature, generate
@@ -90,14 +91,17 @@ class TextWorld:
             ValueError: it has none.
         """
         text = self.task.prompt(self.number(start))
-        tokens = self._encoded(text)
+        tokens = self._prompted(text)
         if not tokens:
             raise ValueError(f"{self.name}: prompt {start} is {text!r}, which has no token; valid: at least one")
         return tokens
 
-    def demonstration(self, start: int, generator: torch.Generator) -> list[int]:
-        """The tokens of a correct response, with the end token."""
-        return [*self._encoded(self.task.demonstration(self.number(start), generator)), self._end]
+    def demonstration(self, start: int, generator: torch.Generator) -> tuple[list[int], list[bool]]:
+        """The tokens of a correct response, with the end token, and which of them are the policy's own."""
+        number = self.number(start)
+        text = self.task.demonstration(number, generator)
+        tokens = [*encode(self.tokenizer, text), self._end]
+        return tokens, [*own_characters(self.task, number, text), True] if self.task.triggers else [True] * len(tokens)
 
     def play(
         self,
@@ -143,7 +147,7 @@ class TextWorld:
             said = self.tokenizer.decode([*_tokens(tasks[row].prefix), *tokens])
             if said[-1:] not in self.task.triggers:
                 return ()
-            return self._encoded(self.task.reply(self.number(tasks[row].seed), said, tasks[row].noise))
+            return encode(self.tokenizer, self.task.reply(self.number(tasks[row].seed), said, tasks[row].noise))
 
         return self.engine(
             policy,
@@ -167,7 +171,8 @@ class TextWorld:
         numbers = [self.number(each.seed) for each in tasks]
         reward = torch.zeros(token.shape, dtype=written.log_prob.dtype, device=self.device)
         last = _last(written.mask)
-        worth = self.task.rewards([numbers[i] for i in over], [said[i] for i in over])
+        ids = [token[i][there[i]].tolist() for i in over]
+        worth = self.task.rewards([numbers[i] for i in over], [said[i] for i in over], tokens=ids)
         reward[over, last[over]] = torch.tensor(worth, dtype=reward.dtype, device=self.device)
         ends = torch.zeros_like(there).scatter_(1, last[:, None], True)
         before = torch.cat([_newest(context)[:, None], token[:, :-1]], 1)
@@ -190,10 +195,15 @@ class TextWorld:
         """Which of the task's prompts a start is."""
         return start if self._prompts is None else int(self._prompts[start])
 
-    def _encoded(self, text: Any) -> list[int]:
-        if isinstance(text, str):
-            return self.tokenizer(text)["input_ids"]  # type: ignore[no-any-return]
-        return self.tokenizer.apply_chat_template(text, add_generation_prompt=True, return_dict=False)
+    def _prompted(self, text: Prompt) -> list[int]:
+        """With what the tokenizer puts before a text of its model, or around the messages of a conversation."""
+        if not isinstance(text, str):
+            messages: Any = text
+            ids: Any = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+            return list(ids)
+        if self.task.alphabet is not None:
+            return encode(self.tokenizer, text)
+        return list(self.tokenizer(text)["input_ids"])
 
 
 def padded(rows: Sequence[Sequence[int]]) -> Int[Tensor, "batch step"]:

@@ -17,7 +17,7 @@ from decisionrl.envs.text.task import TextTaskDefaults, checked_index
 class KeyTokenChain(TextTaskDefaults):
     """``"..1.0..:"`` is answered by as many binary digits, of which those at the marked places must be as they say.
 
-    There is a prompt for every choice of ``keys`` places of ``length`` and every bits there. The reward is 1 if all
+    There is a prompt for every choice of ``keys`` of the ``length`` places and all bits there. The reward is 1 if all
     keys are right, else 0; a response of another length, or with other characters, is worth 0.
 
     Args:

@@ -33,6 +33,9 @@ RewardFunction = Callable[..., Sequence[float | None]]
 _NOT_COLUMNS = ("prompt", "completion", "completion_ids")
 """Columns of the rows that reward functions do not get under their names."""
 
+_ARGUMENTS = ("prompts", "completions")
+"""What reward functions get anyway, so that no column can be called so."""
+
 
 class PromptError(ValueError):
     """Prompts that cannot be read; names the file and the line, or the row, and the column."""
@@ -96,7 +99,7 @@ class PromptTask(TextTaskDefaults):
         name: for messages.
 
     Raises:
-        PromptError: there are no rows, or the first has no valid prompt.
+        PromptError: there are no rows, or the first has no valid prompt or a column of a reserved name.
         ValueError: an option has no valid value.
     """
 
@@ -113,7 +116,8 @@ class PromptTask(TextTaskDefaults):
         check_whole("max_tokens", self.max_tokens, 1)
         if not len(self.rows):
             raise PromptError(f"{self.name}: rows is empty; valid: at least one prompt")
-        self.row(0)
+        if taken := [column for column in self.row(0) if column in _ARGUMENTS]:
+            raise PromptError(f"{self.name} has a column {taken[0]}; valid: other names than {', '.join(_ARGUMENTS)}")
         if not self.reward_functions:
             raise ValueError("reward_functions is empty; valid: at least one function")
         for function in self.reward_functions:
@@ -155,7 +159,7 @@ class PromptTask(TextTaskDefaults):
         for field, values in given.items():
             if len(values) != len(indices):
                 raise ValueError(f"{field} has {len(values)}; valid: {len(indices)}, one for each index")
-        if not indices:
+        if len(indices) == 0:
             return []
         arguments = self._arguments(indices, responses)
         if tokens is not None:

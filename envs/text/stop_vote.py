@@ -49,7 +49,7 @@ class StopVote(TextTaskDefaults):
     Args:
         deltas: from the easiest to the hardest, each in [0.001, 0.5].
         cap: observations there are.
-        cost: of an observation. At 0 it is the length of responses that says how many there were.
+        cost: of an observation.
 
     Raises:
         ValueError: an option has no valid value.
@@ -126,7 +126,11 @@ def majority_accuracy(*, delta: float, observations: int) -> float:
     """How often the majority of n observations is the bit; half of the ties are right.
 
     P(X > n/2) + P(X = n/2) / 2 with X binomial of n and 1/2 + delta.
+
+    Raises:
+        ValueError: delta is not in (0, 0.5].
     """
+    _check_delta(delta)
     right = scipy.stats.binom(observations, 0.5 + delta)
     return float(right.sf(observations / 2) + right.pmf(observations / 2) / 2)
 
@@ -140,8 +144,9 @@ def optimal_stopping(*, delta: float, cost: float, cap: int) -> Stopping:
     stops.
 
     Raises:
-        ValueError: the cost is negative or not finite.
+        ValueError: delta is not in (0, 0.5], or the cost negative or not finite.
     """
+    _check_delta(delta)
     _check_cost(cost)
     p, q = 0.5 + delta, 0.5 - delta
     lead = np.arange(cap + 1)
@@ -164,6 +169,11 @@ def _expected(following: NDArray[np.float64], grows: NDArray[np.float64]) -> NDA
     shrunk = np.concatenate([following[1:2], following[: len(grows) - 1]])
     mean: NDArray[np.float64] = grows * following[1:] + (1 - grows) * shrunk
     return mean
+
+
+def _check_delta(delta: float) -> None:
+    if not 0 < delta <= 0.5:
+        raise ValueError(f"delta = {delta}; valid: in (0, 0.5]")
 
 
 def _check_cost(cost: float) -> None:

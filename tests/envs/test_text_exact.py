@@ -212,6 +212,8 @@ def test_limits_of_optimal_stopping() -> None:
     assert 8 < free.observations < 16  # it stops when the rest cannot change the majority
     dear = optimal_stopping(delta=0.25, cost=1.0, cap=16)
     assert (dear.accuracy, dear.observations, dear.value) == (0.5, 0.0, 0.5)
+    with pytest.raises(ValueError, match=r"delta = 0; valid: in \(0, 0.5\]"):
+        optimal_stopping(delta=0, cost=0.1, cap=16)
     sure = optimal_stopping(delta=0.5, cost=0.01, cap=16)
     assert (sure.accuracy, sure.observations) == (1.0, 1.0)
 

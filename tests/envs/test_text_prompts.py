@@ -172,6 +172,7 @@ def test_options_that_are_wrong() -> None:
     for changes, message in (
         ({"rows": []}, "prompts: rows is empty"),
         ({"rows": [{"question": "a"}]}, "prompts, row 0 has no prompt; its columns: question"),
+        ({"rows": [{"prompt": "a", "completions": 1}]}, "prompts has a column completions; valid: other names"),
         ({"reward_functions": []}, "reward_functions is empty; valid: at least one function"),
         ({"reward_functions": [slow]}, "valid: functions that are not async"),
         ({"reward_functions": ["exact"]}, "reward_functions has 'exact'"),

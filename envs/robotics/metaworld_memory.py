@@ -159,28 +159,28 @@ class CueReachExpert:
 class PickAndReturnEnv(gymnasium.Env[Array, Array]):
     """Lift an object to the hub and put it back where it was.
 
-    Observation [7]: hand (3), opening of the gripper from 0 to 1 (1), object (3). Action [4] in [-1, 1]: the move of
-    the hand, at most about 0.009 m along each axis, and the effort that closes the gripper. Lengths are in meters. The
-    move m becomes clip(m + noise w, -1, 1) with w standard normal.
+    Observation [8]: hand (3), opening of the gripper from 0 to 1 (1), object (3), whether it may be put back (1).
+    Action [4] in [-1, 1]: the move of the hand, at most about 0.009 m along each axis, and the effort that closes the
+    gripper. Lengths are in meters. The move m becomes clip(m + noise w, -1, 1) with w standard normal.
 
-    The object starts on the table at (-0.1, 0.65) or (0.1, 0.65), with equal probabilities, + U(-0.02, 0.02)^2. It is
-    put down when it is within 0.01 of the table's height and more than 0.08 away from the hand. Success is to have put
-    it down within 0.05 of its start, along the table, after it has been within 0.07 of the hub (0, 0.75, 0.2); putting
-    it down elsewhere after that is failure. The reward is 1 at success, which ends the episode as failure does, and
-    else 0; so the mean return is the success rate.
+    The object starts on the table at (-0.1, 0.65) or (0.1, 0.65), with equal probabilities, + U(-0.02, 0.02)^2. It may
+    be put back from a random time on, 40 to 50 steps after it came within 0.07 of the hub (0, 0.75, 0.2). It is put
+    down when it is within 0.01 of the table's height and more than 0.08 away from the hand. Success is to have put it
+    down within 0.05 of its start, along the table, when it may be; putting it down elsewhere, or earlier, after it has
+    been at the hub is failure. The reward is 1 at success, which ends the episode as failure does, and else 0; so the
+    mean return is the success rate.
 
-    The expert waits at the hub for 35 to 45 steps, until hardly anything but the noise says where the object came from:
-    who imitates it from windows that do not reach back any further succeeds in about half of the episodes at the most.
-    Without noise a tenth of a millimeter would still tell the side. As in :class:`CueReachEnv`, a policy that does not
-    imitate can use the world as its notebook.
+    The expert waits at the hub, until hardly anything but the noise says where the object came from: who imitates it
+    from windows that do not reach back any further succeeds in about half of the episodes at the most. Without noise a
+    tenth of a millimeter would still tell the side. As in :class:`CueReachEnv`, a policy that does not imitate can use
+    the world as its notebook.
 
     An episode is determined by ``reset(seed=...)`` and its actions, whatever was played before.
 
     Args:
         max_steps: episodes are truncated after as many steps.
         noise: standard deviation of the noise of every move.
-        oracle: the start of the object along the table (2) and the time in units of max_steps (1) are appended to the
-            observation, now [10]. Without the time, who waits at the hub would not know how long.
+        oracle: the start of the object along the table (2) is appended to the observation, now [10].
         render_mode: ``"rgb_array"`` for films; the hub is marked in them.
 
     Raises:
@@ -194,6 +194,9 @@ class PickAndReturnEnv(gymnasium.Env[Array, Array]):
     PATCH_RANGE = 0.02
     HUB = np.array([0.0, 0.75, 0.2])
     AT_HUB = 0.07
+    WAIT = 40, 50
+    """Steps at the hub, the fewest and the most."""
+
     RETURNED = 0.05
     ON_TABLE = 0.01
     LET_GO = 0.08
@@ -210,15 +213,18 @@ class PickAndReturnEnv(gymnasium.Env[Array, Array]):
         self._arm = _Arm("pick-place", max_steps, render_mode)
         self.max_steps, self.noise, self.oracle, self.render_mode = max_steps, noise, oracle, render_mode
         self._start = self.PATCHES[0]
-        self._steps, self._lifted = 0, False
-        self.observation_space = spaces.Box(-np.inf, np.inf, (10 if oracle else 7,), np.float32)
+        self._steps, self._left = 0, 0
+        self._lifted = False
+        self.observation_space = spaces.Box(-np.inf, np.inf, (10 if oracle else 8,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, Info]:
         super().reset(seed=seed)
         self._start = self.PATCHES[self.np_random.integers(2)].copy()
         self._start[:2] += self.np_random.uniform(-self.PATCH_RANGE, self.PATCH_RANGE, 2)
-        self._steps, self._lifted = 0, False
+        fewest, most = self.WAIT
+        self._steps, self._left = 0, int(self.np_random.integers(fewest, most + 1))
+        self._lifted = False
         self._arm.reset()
         self._arm.mark(self.HUB)
         self._arm.place_object(self._start)
@@ -229,16 +235,17 @@ class PickAndReturnEnv(gymnasium.Env[Array, Array]):
         self._arm.step(move, effort=float(action[3]))
         self._steps += 1
         thing = self._arm.object
+        self._left -= self._lifted
         self._lifted |= _distance(thing, self.HUB) < self.AT_HUB
         on_table = thing[2] < self._start[2] + self.ON_TABLE
         over = bool(self._lifted and on_table and _distance(thing, self._arm.hand) > self.LET_GO)
-        success = over and _distance(thing[:2], self._start[:2]) < self.RETURNED
+        success = over and self._left <= 0 and _distance(thing[:2], self._start[:2]) < self.RETURNED
         truncated = self._steps >= self.max_steps and not over
         return self._observation(), float(success), over, truncated, {"success": success}
 
     def expert(self, generator: torch.Generator) -> PickAndReturnExpert:
-        """Somebody who solves the task, for one episode."""
-        return PickAndReturnExpert(generator)
+        """Somebody who solves the task, for one episode; the generator is not needed."""
+        return PickAndReturnExpert()
 
     def render(self) -> Any:
         return self._arm.render()
@@ -247,12 +254,12 @@ class PickAndReturnEnv(gymnasium.Env[Array, Array]):
         self._arm.close()
 
     def _observation(self) -> Array:
-        hidden = [*self._start[:2], self._steps / self.max_steps] if self.oracle else []
-        return np.array([*self._arm.hand, self._arm.opening, *self._arm.object, *hidden], np.float32)
+        start = self._start[:2] if self.oracle else []
+        return np.array([*self._arm.hand, self._arm.opening, *self._arm.object, self._left <= 0, *start], np.float32)
 
 
 class PickAndReturnExpert:
-    """Takes the object to the hub, waits there for 35 to 45 steps, puts it where it was, and lets go.
+    """Takes the object to the hub, waits there until it may be put back, puts it where it was, and lets go.
 
     It lives for one episode, and sees what policies see. Meta-World's scripted policy for pick-place-v3 would not do:
     it grasps a little to the side from which it comes, and as long as it holds the object, its place in the hand tells
@@ -266,9 +273,8 @@ class PickAndReturnExpert:
     CLOSING = 15
     """Steps in which the gripper closes or opens."""
 
-    def __init__(self, generator: torch.Generator) -> None:
-        self._wait = int(torch.randint(35, 46, (), generator=generator))
-        self._seen = np.zeros(7)
+    def __init__(self) -> None:
+        self._seen = np.zeros(8)
         self._plan = self._actions()
 
     def act(self, observation: NDArray[Any]) -> Array:
@@ -291,7 +297,7 @@ class PickAndReturnExpert:
         yield from self._go(grip, within=0.01)
         yield from self._stay(self.CLOSING, effort=1)
         yield from self._carry(PickAndReturnEnv.HUB)
-        for _ in range(self._wait):
+        while not self._seen[7]:
             yield self._carrying(PickAndReturnEnv.HUB)
         yield from self._carry(start + self.ABOVE)
         yield from self._carry(start)

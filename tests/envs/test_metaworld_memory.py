@@ -195,10 +195,9 @@ def test_the_object_starts_in_one_of_two_patches(pick: PickAndReturnEnv) -> None
 def test_hand_gripper_and_object_are_seen_as_meta_world_sees_them(pick: PickAndReturnEnv) -> None:
     oracle = PickAndReturnEnv(oracle=True)
     seen, informed = watched(pick, 4, 75), watched(oracle, 4, 75)
-    np.testing.assert_array_equal(seen[-1], np.float32(pick._arm._physics._get_curr_obs_combined_no_goal()[:7]))
-    np.testing.assert_array_equal(informed[:, :7], seen)
-    np.testing.assert_array_equal(informed[:, 7:9], seen[:1, 4:6].repeat(76, 0))
-    np.testing.assert_allclose(informed[:, 9], np.arange(76) / oracle.max_steps, rtol=1e-6)
+    np.testing.assert_array_equal(seen[-1], np.float32([*pick._arm._physics._get_curr_obs_combined_no_goal()[:7], 0]))
+    np.testing.assert_array_equal(informed[:, :8], seen)
+    np.testing.assert_array_equal(informed[:, 8:], seen[:1, 4:6].repeat(76, 0))
     assert seen[0, 3] > 0.99
     assert seen[-1, 3] < 0.6
 
@@ -238,17 +237,17 @@ def test_when_its_expert_leaves_the_hub_hardly_anything_tells_the_side(pick: Pic
     hub, side, returns = [], [], []
     for seed in range(300):
         who, seen = expert(pick, seed), [pick.reset(seed=seed)[0]]
-        waited = reward = 0
+        reward = 0
         over = False
         while not over:
             observation, reward, terminated, truncated, _ = pick.step(who.act(seen[-1]))
             seen.append(observation)
-            waited += bool(waited or np.linalg.norm(observation[4:7] - pick.HUB) <= 0.01)
             over = terminated or truncated
-            if waited == 35:
+            if seen[-1][7] > seen[-2][7]:
                 hub.append(np.concatenate(seen[-2:]))
                 side.append(seen[0][4] > 0)
         returns.append(reward)
+    assert len(hub) == len(returns)
     assert np.mean(returns) >= 0.97
     assert probe_accuracy(np.stack(hub).astype(np.float64), np.array(side)) < 0.68
 
@@ -262,6 +261,41 @@ class Dropper:
     def act(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
         self._lifted |= bool(np.linalg.norm(observation[4:7] - PickAndReturnEnv.HUB) < 0.01)
         return np.array([0, 0, 0, -1], np.float32) if self._lifted else self._expert.act(observation)
+
+
+def test_it_may_be_put_back_40_to_50_steps_after_it_came_to_the_hub(pick: PickAndReturnEnv) -> None:
+    waits = set()
+    for seed in range(6):
+        who, seen = expert(pick, seed), [pick.reset(seed=seed)[0]]
+        while not seen[-1][7]:
+            seen.append(pick.step(who.act(seen[-1]))[0])
+        near = [np.linalg.norm(observation[4:7] - pick.HUB) < pick.AT_HUB for observation in seen]
+        waits.add(len(seen) - 1 - near.index(True))
+        start, steps = seen[0][4:7], 0
+        while abs(seen[-1][6] - start[2]) > 0.05 and steps < 150:  # nobody carries it back before
+            seen.append(pick.step(who.act(seen[-1]))[0])
+            steps += 1
+        assert 5 < steps < 150
+    assert len(waits) > 2
+    assert waits <= set(range(40, 51))
+
+
+class Impatient:
+    """Puts it back before it may."""
+
+    def __init__(self, env: PickAndReturnEnv) -> None:
+        self._expert, self._lifted = expert(env, 0), False
+
+    def act(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
+        self._lifted |= bool(np.linalg.norm(observation[4:7] - PickAndReturnEnv.HUB) < 0.06)
+        return self._expert.act(np.where(np.arange(8) == 7, np.float32(self._lifted), observation))
+
+
+def test_putting_it_back_too_early_is_failure() -> None:
+    env = PickAndReturnEnv(noise=0)
+    env.WAIT = (200, 200)  # type: ignore[misc]
+    assert outcome(env, Impatient(env), 0)[:3] == (0, True, False)
+    assert np.linalg.norm(env._arm.object[:2] - env._start[:2]) < 0.05
 
 
 def test_putting_it_down_elsewhere_is_failure() -> None:
@@ -287,7 +321,7 @@ def test_it_is_a_world_that_can_be_saved(identifier: str, size: int) -> None:
     restored = other.load_state_dict(world.state_dict())
     for action in actions[6:]:
         step, same = world.step(action), other.step(action)
-    assert restored.shape == (3, 7)
+    assert restored.shape == (3, 4 + size)
     assert torch.equal(step.observation, same.observation)
 
 

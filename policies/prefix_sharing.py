@@ -2,8 +2,8 @@
 
 Prompts and responses lie one after the other in a single row without padding, [P_1; P_2; ...; R_1; R_2; ...].
 Positions of a response go on from those of its prompt, and a token of R_i sees the whole prompt of R_i, and R_i up to
-itself. With a prompt of L tokens and G responses of T, layers that look at single tokens cost (L + G T) / (G (L + T)) of
-the repeated forward, and attention (L^2 + G T (2 L + T)) / (G (L + T)^2).
+itself. With a prompt of L tokens and G responses of T, layers that look at single tokens cost (L + G T) / (G (L + T))
+of the repeated forward, and attention (L^2 + G T (2 L + T)) / (G (L + T)^2).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def grouped_hidden(
             "way of transformers' attention interface; valid: all layers"
         )
     hidden: Tensor = output.last_hidden_state[0]
-    return hidden.index_select(0, row.predictor.flatten()).unflatten(0, row.predictor.shape)
+    return hidden.index_select(0, row.predictor.flatten()).view(*row.predictor.shape, -1)
 
 
 def _compact(tokens: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def _pack(prompts: Tensor, responses: Tensor, group: Tensor) -> _Row:
     if len(group) != len(responses):
         raise ValueError(f"group has {len(group)} elements; valid: one for each of {len(responses)} responses")
     if bool(((group < 0) | (group >= len(prompts))).any()):
-        raise ValueError(f"group = {group.unique().tolist()}; valid: rows of {len(prompts)} prompts")
+        raise ValueError(f"group = {sorted(set(group.tolist()))}; valid: rows of {len(prompts)} prompts")
     length, count = (prompts >= 0).sum(1), ((responses >= 0).sum(1) - 1).clamp(min=0)
     if bool((length == 0).any()):
         raise ValueError(f"prompts {(length == 0).nonzero().flatten().tolist()} are empty; valid: at least one token")
@@ -179,7 +179,10 @@ def _pack(prompts: Tensor, responses: Tensor, group: Tensor) -> _Row:
 
 
 class _SharedPrefix:
-    """Attention within a row, in two calls: prompts among themselves, and responses to prompt and response."""
+    """Attention within a row, in two calls: prompts among themselves, and responses to prompt and response.
+
+    One call for the whole row would work out, and then mask, what every response sees of all the others.
+    """
 
     def __init__(self, row: _Row) -> None:
         self.calls = 0
@@ -199,25 +202,24 @@ class _SharedPrefix:
         query, key, value = (each.transpose(0, 1) for each in (query, key, value))
         # Padding stands after the prompt, so that causality hides it.
         of_prompts = scaled_dot_product_attention(
-            *(_gather(each, row.prompt) for each in (query, key, value)),
+            _gather(query, row.prompt),
+            _gather(key, row.prompt),
+            _gather(value, row.prompt),
             is_causal=True,
             scale=scale,
             enable_gqa=repeats > 1,
+        ).transpose(1, 2)
+        # Query heads that share keys are taken for further queries of one head, so that no key is repeated.
+        batch, n = row.response.shape
+        of_responses = scaled_dot_product_attention(
+            _gather(query, row.response).reshape(batch, key.shape[1], repeats * n, query.shape[2]),
+            _gather(key, row.context),
+            _gather(value, row.context),
+            attn_mask=self._mask(query.dtype, repeats),
+            scale=scale,
         )
-        # Heads with the same keys are one head with more queries, for which nothing has to be repeated.
-        queries = _gather(query, row.response).unflatten(1, (key.shape[1], repeats)).flatten(2, 3)
-        of_responses = (
-            scaled_dot_product_attention(
-                queries,
-                _gather(key, row.context),
-                _gather(value, row.context),
-                attn_mask=self._mask(query.dtype, repeats),
-                scale=scale,
-            )
-            .unflatten(2, (repeats, row.response.shape[1]))
-            .flatten(1, 2)
-        )
-        slots = torch.cat([each.transpose(1, 2).flatten(0, 1) for each in (of_prompts, of_responses)])
+        of_responses = of_responses.reshape(batch, query.shape[1], n, value.shape[2]).transpose(1, 2)
+        slots = torch.cat([of_prompts.flatten(0, 1), of_responses.flatten(0, 1)])
         return slots.index_select(0, row.slot)
 
     def _mask(self, dtype: torch.dtype, repeats: int) -> Float[Tensor, "batch 1 queries S"]:
@@ -230,7 +232,7 @@ class _SharedPrefix:
 
 def _gather(tokens: Float[Tensor, "N heads k"], places: Int[Tensor, "rows n"]) -> Float[Tensor, "rows heads n k"]:
     """Some tokens, for attention."""
-    return tokens.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
+    return tokens.index_select(0, places.flatten()).view(*places.shape, *tokens.shape[1:]).transpose(1, 2)
 
 
 def _attend(
@@ -254,7 +256,7 @@ def _attend(
 # The model.
 
 
-def _checked(model: PreTrainedModel) -> PreTrainedModel:
+def _checked(model: PreTrainedModel) -> Any:
     """The model without its head.
 
     Raises:
@@ -266,7 +268,7 @@ def _checked(model: PreTrainedModel) -> PreTrainedModel:
         raise TypeError(
             f"model is a {type(model).__name__}; valid: a PreTrainedModel, or get_base_model() of a PeftModel"
         )
-    backbone: PreTrainedModel = model.base_model
+    backbone: Any = model.base_model
     if not backbone.is_backend_compatible():
         raise ValueError(
             f"{type(backbone).__name__} does not use transformers' attention interface; valid: one that does"
@@ -303,7 +305,7 @@ def _attention(config: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _checkpoints(backbone: PreTrainedModel) -> Iterator[None]:
+def _checkpoints(backbone: Any) -> Iterator[None]:
     """What is checkpointed within the block attends in the same way when the backward pass runs it again."""
 
     def attending(checkpoint: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = 2**22
-"""Logits that are held at a time: 16 MiB in float32, and up to three times that with what is worked out of them."""
+CHUNK = 2**21
+"""Logits that are held at a time: 8 MiB in float32, and up to three times that with what is worked out of them."""
 
 
 def token_log_probs(
@@ -60,7 +60,7 @@ def token_log_probs(
 
 @dataclass(frozen=True)
 class TokenLogits:
-    """``z = cap(hidden W^T + bias) / temperature``; see :func:`token_log_probs`."""
+    """``z = cap(hidden W^T + bias) / temperature``, worked out without a graph; see :func:`token_log_probs`."""
 
     hidden: Float[Tensor, "n d"]
     weight: Float[Tensor, "vocabulary d"]
@@ -78,6 +78,7 @@ class TokenLogits:
         """Of z: at least float32."""
         return torch.promote_types(self.inputs_dtype, torch.float32)
 
+    @torch.no_grad()
     def columns(self, chosen: slice = slice(None)) -> Float[Tensor, "n columns"]:
         """Some columns of z."""
         z = self.product(self.hidden, self.weight[chosen].T)
@@ -143,7 +144,7 @@ class _TokenLogProbs(torch.autograd.Function):
         return chosen - top - log_total, entropy
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_log_prob: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, token, normalizer, entropy = ctx.saved_tensors
         temperature, softcap, chunk = ctx.options

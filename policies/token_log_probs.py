@@ -38,7 +38,7 @@ def token_log_probs(
 
     Args:
         softcap: c in ``cap(x) = c tanh(x / c)`` (Gemma 2, arXiv 2408.00118, section 2); None: ``cap(x) = x``.
-        chunk: at most so many elements of z at a time, or n if that is more.
+        chunk: at most so many elements of z, and of the weights, are worked with at a time; n or d if that is more.
         entropy: False returns None for it, which saves time.
 
     Raises:
@@ -89,8 +89,8 @@ class TokenLogits:
         return z.div_(self.temperature) if self.temperature != 1 else z
 
     def blocks(self, chunk: int) -> Iterator[tuple[slice, Float[Tensor, "n columns"]]]:
-        """All columns of z, as many at a time as ``chunk`` elements are."""
-        size = max(1, chunk // max(1, len(self.hidden)))
+        """All columns of z, so many at a time that neither they nor their weights have more than ``chunk`` elements."""
+        size = max(1, chunk // max(self.hidden.shape))
         for start in range(0, len(self.weight), size):
             chosen = slice(start, min(start + size, len(self.weight)))
             yield chosen, self.columns(chosen)

@@ -135,11 +135,10 @@ class LanguagePolicy(nn.Module):
         self.train()
 
     @property
-    def causal_model(self) -> PreTrainedModel:
-        """The model of transformers, with what PEFT has put into it."""
+    def causal_model(self) -> Any:
+        """The PreTrainedModel of transformers, with what PEFT has put into it."""
         model: Any = self.model
-        inner: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
-        return inner
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     @property
     def backbone(self) -> nn.Module:

@@ -83,7 +83,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     lora_rank: int | None = None,
-    lora_alpha: float = 32.0,
+    lora_alpha: int = 32,
     generator: torch.Generator | None = None,
 ) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, as transformers saves them.
@@ -125,7 +125,7 @@ def load_model(
     return model, tokenizer
 
 
-def add_lora(model: PreTrainedModel, *, rank: int, alpha: float = 32.0, generator: torch.Generator) -> PeftModel:
+def add_lora(model: PreTrainedModel, *, rank: int, alpha: int = 32, generator: torch.Generator) -> PeftModel:
     """The model with low-rank adapters on every linear layer but the last (arXiv 2106.09685).
 
     A layer ``W x`` becomes ``W x + (alpha / rank) B A x``, B being 0 at first, so the model says what it said before. W
@@ -142,8 +142,8 @@ def add_lora(model: PreTrainedModel, *, rank: int, alpha: float = 32.0, generato
     """
     if rank < 1:
         raise ValueError(f"rank = {rank}; valid: at least 1")
-    if not alpha > 0:
-        raise ValueError(f"alpha = {alpha}; valid: a positive number")
+    if alpha < 1:
+        raise ValueError(f"alpha = {alpha}; valid: at least 1")
     try:
         import peft
         from transformers.pytorch_utils import Conv1D
@@ -158,7 +158,7 @@ def add_lora(model: PreTrainedModel, *, rank: int, alpha: float = 32.0, generato
         task_type="CAUSAL_LM",
     )
     with _drawing_from(generator):
-        adapted: PeftModel = peft.get_peft_model(model, config)  # type: ignore[assignment]
+        adapted: PeftModel = peft.get_peft_model(model, config)
     return adapted
 
 

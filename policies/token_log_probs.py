@@ -11,8 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = 2**22
-"""Logits that are held at a time: 16 MiB in float32, and up to three times that with what is worked out of them."""
+CHUNK = 2**21
+"""Logits that are held at a time: 8 MiB in float32, and up to three times that with what is worked out of them."""
 
 
 def token_log_probs(
@@ -38,7 +38,7 @@ def token_log_probs(
 
     Args:
         softcap: c in ``cap(x) = c tanh(x / c)`` (Gemma 2, arXiv 2408.00118, section 2); None: ``cap(x) = x``.
-        chunk: at most so many elements of z at a time, or n if that is more.
+        chunk: at most so many elements of z, and of the weights, are worked with at a time; n or d if that is more.
         entropy: False returns None for it, which saves time.
 
     Raises:
@@ -60,7 +60,7 @@ def token_log_probs(
 
 @dataclass(frozen=True)
 class TokenLogits:
-    """``z = cap(hidden W^T + bias) / temperature``; see :func:`token_log_probs`."""
+    """``z = cap(hidden W^T + bias) / temperature``, worked out without a graph; see :func:`token_log_probs`."""
 
     hidden: Float[Tensor, "n d"]
     weight: Float[Tensor, "vocabulary d"]
@@ -78,6 +78,7 @@ class TokenLogits:
         """Of z: at least float32."""
         return torch.promote_types(self.inputs_dtype, torch.float32)
 
+    @torch.no_grad()
     def columns(self, chosen: slice = slice(None)) -> Float[Tensor, "n columns"]:
         """Some columns of z."""
         z = self.product(self.hidden, self.weight[chosen].T)
@@ -88,8 +89,8 @@ class TokenLogits:
         return z.div_(self.temperature) if self.temperature != 1 else z
 
     def blocks(self, chunk: int) -> Iterator[tuple[slice, Float[Tensor, "n columns"]]]:
-        """All columns of z, as many at a time as ``chunk`` elements are."""
-        size = max(1, chunk // max(1, len(self.hidden)))
+        """All columns of z, so many at a time that neither they nor their weights have more than ``chunk`` elements."""
+        size = max(1, chunk // max(self.hidden.shape))
         for start in range(0, len(self.weight), size):
             chosen = slice(start, min(start + size, len(self.weight)))
             yield chosen, self.columns(chosen)
@@ -143,7 +144,7 @@ class _TokenLogProbs(torch.autograd.Function):
         return chosen - top - log_total, entropy
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_log_prob: Tensor | None, grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, token, normalizer, entropy = ctx.saved_tensors
         temperature, softcap, chunk = ctx.options

@@ -199,11 +199,12 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_no_tensor_is_larger_than_the_chunk() -> None:
-    """With more rows times tokens than any parameter has elements; the naive form does hold all logits."""
-    rows, vocabulary, chunk = 64, 500, 2048
-    hidden = torch.randn(rows, 2, generator=rng(), requires_grad=True)
-    weight = torch.randn(vocabulary, 2, generator=rng(), requires_grad=True)
+@pytest.mark.parametrize(("rows", "width"), [(64, 2), (2, 64)])
+def test_no_tensor_is_larger_than_the_chunk(rows: int, width: int) -> None:
+    """But the weights and their gradient; the naive form does hold all logits."""
+    vocabulary, chunk = 500, 2048
+    hidden = torch.randn(rows, width, generator=rng()).requires_grad_()
+    weight = torch.randn(vocabulary, width, generator=rng())
     token = torch.randint(vocabulary, (rows,), generator=rng())
     largest = []
     for function in (lambda *a: token_log_probs(*a, chunk=chunk), naive):
@@ -211,7 +212,7 @@ def test_no_tensor_is_larger_than_the_chunk() -> None:
             log_prob, entropy = function(hidden, weight, None, token)
             (log_prob.sum() + entropy.sum()).backward()
         largest.append(mode.elements)
-    assert largest == [chunk - chunk % rows, rows * vocabulary]
+    assert largest == [chunk, 64 * vocabulary if rows == 64 else vocabulary * width]
 
 
 @pytest.mark.parametrize(

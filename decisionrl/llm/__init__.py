@@ -1,0 +1,1 @@
+"""Language models: their methods inside the trainers of others, TRL and verl."""

@@ -125,8 +125,9 @@ class DecisionRLTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _calculate_rewards(self, *args: Any) -> Tensor:
         """Rewards of all processes, [rows, functions]; kept for the pipeline."""
-        self._rewards: Tensor = super()._calculate_rewards(*args)
-        return self._rewards
+        rewards: Tensor = super()._calculate_rewards(*args)
+        self._rewards = rewards
+        return rewards
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's rollout with the method's advantages [batch, step], mask and extras."""
@@ -158,7 +159,7 @@ class DecisionRLTrainer(GRPOTrainer):  # type: ignore[misc]
         )
         result = objective(Evaluated(Evaluation(log_prob, entropy)), batch)
         self._report(result.metrics)
-        loss = result.value * inputs.get("share", 1.0)
+        loss: Tensor = result.value * inputs.get("share", 1.0)
         if self.aux_loss_enabled:
             steps = self.current_gradient_accumulation_steps if self.model.training else 1
             loss = loss + self.router_aux_loss_coef * router_loss / steps
@@ -216,9 +217,9 @@ class DecisionRLTrainer(GRPOTrainer):  # type: ignore[misc]
         return {key: each[own, : batch.num_columns] if each.ndim > 1 else each[own] for key, each in found.items()}
 
     def _log_advantages(self, advantage: Tensor) -> None:
-        """Put these in the place of the latest in TRL's table of completions."""
+        """Put these in the place of the latest in TRL's table of completions, which keeps only so many."""
         logged = self._logs["advantages"]
-        for _ in advantage:
+        for _ in range(min(len(advantage), len(logged))):
             logged.pop()
         logged.extend(advantage.tolist())
 
@@ -255,8 +256,9 @@ class DecisionRLTrainer(GRPOTrainer):  # type: ignore[misc]
         if steps % window == 0:
             first = self._step % steps // window * window
             known = known[first : first + window]
-        total = self.accelerator.reduce(torch.stack([count(each["loss_mask"]) for each in known]).sum())
-        return count(inputs["loss_mask"]) * processes / (total.clamp(min=1) * (window / len(known)))
+        total: Tensor = self.accelerator.reduce(torch.stack([count(each["loss_mask"]) for each in known]).sum())
+        expected: Tensor = total.clamp(min=1) * (window / len(known))
+        return count(inputs["loss_mask"]) * processes / expected
 
     def _report(self, metrics: Mapping[str, Tensor]) -> None:
         """Add to TRL's metrics the mean over processes."""

@@ -160,7 +160,7 @@ STOCK = [
     pytest.param(
         grpo(clip_high=0.28), {"loss_type": "grpo", "epsilon_high": 0.28}, IN_PARTS, id="grpo in parts, two bounds"
     ),
-    pytest.param(grpo(aggregate="token-mean"), {"loss_type": "dapo"}, IN_PARTS, id="dapo in parts"),
+    pytest.param(grpo(aggregate="token-mean"), {"loss_type": "dapo"}, IN_PARTS, id="dapo in parts", marks=SLOW),
     pytest.param(grpo(aggregate="token-mean"), {"loss_type": "bnpo"}, {}, id="bnpo", marks=SLOW),
     pytest.param(
         grpo(scale="none", aggregate="seq-mean-token-sum-norm", length=LENGTH),

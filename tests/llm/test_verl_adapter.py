@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -22,8 +24,10 @@ from decisionrl.llm.methods import METHODS, method
 from decisionrl.objectives.aggregation import AGGREGATIONS, aggregation
 from decisionrl.objectives.terms import Terms
 from decisionrl.policies.evaluation import Evaluation
+from decisionrl.recipes import metadata, recipe
 
 MODULE = "decisionrl.llm.verl"
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass
@@ -123,7 +127,7 @@ def test_registering_again_changes_nothing(verl: Registries) -> None:
 
 
 def test_the_package_declares_the_plugin() -> None:
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["entry-points"]["verl.plugins"] == {"decisionrl": MODULE}
 
 
@@ -288,3 +292,24 @@ def test_weights_of_the_rollout_correction(verl: Registries) -> None:
     weighted, _ = loss(**batch, config=Actor(), rollout_is_weights=weight)
     plain, _ = loss(**{**batch, "advantages": batch["advantages"] * weight}, config=Actor())
     torch.testing.assert_close(weighted, plain)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_have_the_defaults_of_their_recipes(name: str) -> None:
+    of_recipe = {key: each.default for key, each in inspect.signature(recipe(name)).parameters.items()}
+    own = {key: each.default for key, each in inspect.signature(METHODS[name]).parameters.items()}
+    shared = own.keys() & of_recipe.keys() - {"seed"}
+    if name == "gspo":  # whose recipe has bounds for control
+        shared -= {"clip_low", "clip_high"}
+    assert {key: own[key] for key in shared} == {key: of_recipe[key] for key in shared}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_page_has_every_method(name: str) -> None:
+    page = (ROOT / "docs" / "llm_adapters.md").read_text()
+    source, aggregate = metadata(name)["arxiv"], method(name).objective.aggregate
+    (line,) = re.findall(
+        rf"^\| `{name}` \(\[{source}\]\(https://arxiv.org/abs/{source}\)\) \|.*\|$", page, re.MULTILINE
+    )
+    (mode,) = (each for each, function in AGGREGATIONS.items() if function is aggregate)
+    assert f"| `{mode}` |" in line

@@ -18,7 +18,14 @@ from datasets import Dataset  # noqa: E402
 from tokenizers import Regex, Tokenizer  # noqa: E402
 from tokenizers.models import WordLevel  # noqa: E402
 from tokenizers.pre_tokenizers import Split  # noqa: E402
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback  # noqa: E402
+from transformers import (  # noqa: E402
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+)
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 
 from decisionrl import checkpoint  # noqa: E402
@@ -215,6 +222,22 @@ def test_beta_is_the_coefficient_of_the_penalty(corrected: bool, tmp_path: Path)
     ours = trained(tmp_path, method("grpo", eps=1e-4), **shared)
     torch.testing.assert_close(weights(ours), weights(theirs), rtol=0, atol=1e-6)
     assert any("kl_penalty" in each for each in ours.state.log_history)
+
+
+@pytest.mark.slow
+def test_the_loss_of_a_router_is_added(tmp_path: Path) -> None:
+    found = []
+    for chosen, stock in ((None, {"loss_type": "grpo"}), (method("grpo", eps=1e-4), {})):
+        torch.manual_seed(3)
+        dense = llama().config
+        sizes = {name: getattr(dense, name) for name in ("vocab_size", "hidden_size", "intermediate_size")}
+        experts = {"num_local_experts": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+        config = MixtralConfig(**sizes, **experts, pad_token_id=0, eos_token_id=1, bos_token_id=None)
+        settings = {"model": MixtralForCausalLM(config), "router_aux_loss_coef": 0.5, **IN_PARTS}
+        run = trained(tmp_path, chosen, rollout_func=rollout, num_iterations=2, **settings, **stock)
+        assert run.aux_loss_enabled
+        found.append(weights(run))
+    torch.testing.assert_close(*found, rtol=0, atol=1e-6)
 
 
 def rollout(prompts: list[str], of: Any) -> dict[str, list[Any]]:

@@ -25,7 +25,7 @@ def peak_memory(*, scenarios: int, periods: int) -> dict[str, float]:
     return measured
 
 
-def _largest_resident_gb() -> float:
+def largest_resident_gb() -> float:
     """Of this process. Linux keeps the parent's peak in ``ru_maxrss`` across fork and exec, so not from there."""
     status = Path("/proc/self/status")
     if status.exists():
@@ -36,7 +36,7 @@ def _largest_resident_gb() -> float:
 
 def _main(scenarios: int, periods: int) -> None:
     torch.set_num_threads(1)
-    imported = _largest_resident_gb()
+    imported = largest_resident_gb()
     setting = load_setting("one_store_lost")
     evaluate_policies(
         {"base_stock": BaseStock(level=28.0)},
@@ -48,7 +48,7 @@ def _main(scenarios: int, periods: int) -> None:
     )
     usage = resource.getrusage(resource.RUSAGE_SELF)
     seconds = usage.ru_utime + usage.ru_stime
-    print(json.dumps({"imported": imported, "peak": _largest_resident_gb(), "seconds": seconds}))
+    print(json.dumps({"imported": imported, "peak": largest_resident_gb(), "seconds": seconds}))
 
 
 if __name__ == "__main__":

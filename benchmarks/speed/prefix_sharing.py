@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from decisionrl.benchmarks.speed.in_context import agree
-from decisionrl.benchmarks.speed.memory import _largest_resident_gb
+from decisionrl.benchmarks.speed.memory import largest_resident_gb
 from decisionrl.benchmarks.speed.report import Report, command_line
 from decisionrl.benchmarks.speed.timing import race
 from decisionrl.policies.prefix_sharing import grouped_hidden
@@ -158,9 +158,9 @@ def step_memory(method: str, case: Case, device: str) -> float:
     few = Tokens(tokens.prompt[:, :1], tokens.responses[:1])
     step(method, model, few)
     if device == "cpu":
-        before = _largest_resident_gb()
+        before = largest_resident_gb()
         step(method, model, tokens)
-        return _largest_resident_gb() - before
+        return largest_resident_gb() - before
     before = torch.cuda.memory_allocated(device) / 1e9
     torch.cuda.reset_peak_memory_stats(device)
     step(method, model, tokens)

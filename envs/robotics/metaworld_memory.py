@@ -263,7 +263,7 @@ class PickAndReturnExpert:
 
     It lives for one episode, and sees what policies see. Meta-World's scripted policy for pick-place-v3 would not do:
     it grasps a little to the side from which it comes, and as long as it holds the object, its place in the hand tells
-    which side that was. This expert comes to rest above the object first.
+    which side that was. This expert is right above the object before it grasps.
     """
 
     ABOVE = np.array([0.0, 0.0, 0.1])
@@ -293,8 +293,7 @@ class PickAndReturnExpert:
     def _actions(self) -> Iterator[Array]:
         start = self._object.astype(np.float64)
         grip = start + self.GRIP
-        yield from self._go(grip + self.ABOVE, within=0.005)
-        yield from self._go(grip, within=0.01)
+        yield from self._approach(grip)
         yield from self._stay(self.CLOSING, effort=1)
         yield from self._carry(PickAndReturnEnv.HUB)
         while not self._seen[7]:
@@ -305,10 +304,12 @@ class PickAndReturnExpert:
         while True:
             yield self._going(grip + self.ABOVE)
 
-    def _go(self, place: NDArray[np.float64], *, within: float) -> Iterator[Array]:
-        """Move the open hand to a place."""
-        while _distance(self._hand, place) > within:
-            yield self._going(place)
+    def _approach(self, grip: NDArray[np.float64]) -> Iterator[Array]:
+        """Move the open hand down to where it grips, the lower the less it is to one side. That is a function of where
+        the hand is, without phases: who imitates it and goes astray is shown the way back."""
+        while _distance(self._hand, grip) > 0.007:
+            aside = _distance(self._hand[:2], grip[:2])
+            yield self._going(grip + self.ABOVE * np.clip((aside - 0.005) / 0.02, 0, 1))
 
     def _carry(self, place: NDArray[np.float64]) -> Iterator[Array]:
         """Move the hand so that the object in it comes within 0.01 of a place."""

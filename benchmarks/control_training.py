@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -47,13 +47,11 @@ class Clock:
 
 @dataclass
 class Record:
-    """What a training went through: a value at some of its steps, and what it took.
-
-    steps_per_update: by how much a step counts in the curve, for recipes that count updates.
-    """
+    """What a training went through: a value at some of its steps, metrics of every update, and what it took."""
 
     clock: Clock = field(default_factory=Clock)
     at: list[tuple[int, float, float]] = field(default_factory=list)  # steps, wall seconds, value
+    kept: dict[str, list[float]] = field(default_factory=dict)
     steps: int = 0
 
     def add(self, steps: int, value: float) -> None:
@@ -98,13 +96,15 @@ def train(
     scale: int = 1,
     points: int | None = None,
     measure: Callable[[nn.Module], float] | None = None,
+    keep: Sequence[str] = (),
 ) -> Record:
     """Train for so many of the Trainer's steps.
 
     measure: what the record holds, taken at ``points`` of the training with the clock stopped; by default the mean
     return of the last 100 training episodes, after every update. scale: environment steps in one of the Trainer's.
+    keep: metrics whose values are kept, if there are such.
     """
-    record = Record()
+    record = Record(kept={name: [] for name in keep})
     Trainer(experiment, callbacks=[_Watch(record, progress, steps, scale, points, measure)]).fit(steps)
     return record
 
@@ -132,6 +132,9 @@ class _Watch(Callback):
         record = self._record
         record.clock.stop()
         record.steps = trainer.step * self._scale
+        for name, values in record.kept.items():
+            if name in trainer.metrics:
+                values.append(float(trainer.metrics[name]))
         done = trainer.step >= self._steps
         if self._measure is None:
             value = trainer.metrics.get("episode_return")

@@ -114,9 +114,10 @@ def load_model(
         if tokenizer.eos_token_id is None:
             raise ValueError(f"{directory}: the tokenizer has neither a pad nor an eos token; valid: at least one")
         tokenizer.pad_token = tokenizer.eos_token
-    model, report = transformers.AutoModelForCausalLM.from_pretrained(
-        directory, dtype=dtype, use_safetensors=True, output_loading_info=True, **local
-    )
+    with quietly():
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            directory, dtype=dtype, use_safetensors=True, output_loading_info=True, **local
+        )
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{directory} has no weights {missing[0]!r} ({len(missing)} are missing)")
     model = model.to(device)
@@ -173,6 +174,19 @@ def _check_files(directory: Path) -> None:
         raise FileNotFoundError(f"{directory} has no weights as *.safetensors, the only format that is read")
     if not any((directory / name).exists() for name in _TOKENIZER_FILES):
         raise FileNotFoundError(f"{directory} has no tokenizer, such as a tokenizer.json")
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without the progress bars of transformers."""
+    logging = _transformers().utils.logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from decisionrl.llm.responses import Demonstrations
 from decisionrl.llm.world import TextWorld
 from decisionrl.objectives.imitation import BehaviorCloning
 from decisionrl.policies.language import LanguagePolicy
-from decisionrl.policies.language_models import tiny_model
+from decisionrl.policies.language_models import quietly, tiny_model
 from decisionrl.seeding import generator
 
 PROMPT_TOKENS = 64
@@ -99,7 +99,8 @@ def warm_started(task: TextTask, directory: Path, *, seed: int, shown: float = 0
     warm_start(LanguagePolicy(model), TextWorld(task, tokenizer, num_envs=256, prompts=prompts), seed=seed)
     partial = directory.with_name(f".{directory.name}.{os.getpid()}.part")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
+    with quietly():
+        model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     if not directory.exists():
         partial.rename(directory)

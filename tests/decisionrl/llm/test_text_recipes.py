@@ -1,0 +1,60 @@
+"""Every recipe on environments trains a language model, by the same function that trains a controller."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from decisionrl.envs.text import TextTask, make_task
+from decisionrl.llm.warm_start import warm_started
+from decisionrl.policies.language import LanguagePolicy
+from decisionrl.recipes import ON_ENVIRONMENTS, recipe
+from decisionrl.trainer import Trainer
+
+pytest.importorskip("transformers")
+
+TASK, OPTIONS = "text/modular-addition", {"modulus": 7}
+
+GROUPS = {"groups": 4, "group_size": 4}
+STARTS = {"num_starts": 49}
+OWN: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("grpo", "rloo", "dapo", "gspo", "sapo", "bapo", "capo", "d3s", "hapo", "gtpo", "ares"), GROUPS),
+    **{name: {**GROUPS, **STARTS} for name in ("vade", "dcpo")},
+    "xrpo": {"groups": 4, "budget": 16, **STARTS},
+    "spo": {"episodes": 16, **STARTS},
+    **{name: {"episodes": 16} for name in ("reinforce", "remax")},
+    "riskpo": {"episodes": 20},
+    "segment_spo": {"episodes": 8, "interval": 1, "rollouts": 2},
+    "ppo": {"num_envs": 16, "minibatch": 16, "epochs": 2},
+    "tppo": {"num_envs": 16, "horizon": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that has imitated a little."""
+    return warm_started(make_task(TASK, **OPTIONS), tmp_path_factory.mktemp("models") / "warm", seed=0)
+
+
+def trained(name: str, model: Path, *, updates: int = 2, env: str | TextTask = TASK, **arguments: Any) -> Any:
+    given = {**OWN.get(name, {}), "steps": 10**6, **arguments}
+    options = OPTIONS if isinstance(env, str) else {}
+    experiment = recipe(name)(env=env, env_options=options, model=str(model), **given)
+    trainer = Trainer(experiment)
+    for _ in range(updates):
+        trainer.fit(trainer.step + 1)
+    return trainer
+
+
+@pytest.mark.parametrize("name", ON_ENVIRONMENTS)
+def test_it_trains_a_language_model(name: str, model: Path) -> None:
+    trainer = trained(name, model)
+    policy = trainer.policy
+    assert isinstance(policy, LanguagePolicy)
+    before = recipe(name)(env=TASK, env_options=OPTIONS, model=str(model), steps=1).policy.model.state_dict()
+    after = policy.model.state_dict()
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+    assert all(tensor.isfinite().all() for tensor in after.values())
+    assert 0 <= float(trainer.metrics["episode_return"]) <= 1
+    assert 1 <= float(trainer.metrics["episode_length"]) <= 3

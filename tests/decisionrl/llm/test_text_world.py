@@ -1,0 +1,266 @@
+"""Text tasks as a world: what an episode is, what it is worth, and how sources play it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from decisionrl.envs.text import TextTaskDefaults, make_task
+from decisionrl.envs.text.prompts import PromptTask, RewardFunctionError
+from decisionrl.envs.text.tokenizer import character_tokenizer, encode
+from decisionrl.experience.episodes import EpisodeSource, Played, Task, evaluated, play
+from decisionrl.experience.trajectories import joined
+from decisionrl.llm.generation import Generated
+from decisionrl.llm.responses import Demonstrations, responses
+from decisionrl.llm.warm_start import warm_start, warm_started
+from decisionrl.llm.world import TextWorld, padded
+from decisionrl.pipeline.curricula import FreshStarts
+from decisionrl.pipeline.group_advantages import GroupNormalized
+from decisionrl.policies.language import LanguagePolicy
+from decisionrl.policies.language_models import tiny_model
+
+pytest.importorskip("transformers")
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class Echo(TextTaskDefaults):
+    """A prompt of index + 1 letters a, to be answered by as many letters b; c asks, and is told d."""
+
+    name = "echo"
+    alphabet = "abcd"
+    max_tokens = 6
+    num_prompts = 5
+    best_reward = 1.0
+    triggers = "c"
+
+    def prompt(self, index: int, /) -> str:
+        return "a" * (index + 1)
+
+    def reward(self, index: int, response: str, /) -> float:
+        return float(response.replace("cd", "") == "b" * (index + 1))
+
+    def demonstration(self, index: int, generator: torch.Generator, /) -> str:
+        return "cd" + "b" * (index + 1)
+
+    def reply(self, index: int, response: str, noise: int, /) -> str:
+        return "d" if noise == 0 else "a"
+
+
+TOKENIZER = character_tokenizer("abcd")
+END = TOKENIZER.eos_token_id
+
+
+def ids(text: str) -> list[int]:
+    return encode(TOKENIZER, text)
+
+
+@dataclass
+class Scripted:
+    """An engine that says what it is told to, and keeps what it was asked."""
+
+    lines: list[str]
+    asked: list[dict[str, Any]]
+
+    def __call__(
+        self, policy: object, context: Tensor, *, max_tokens: Tensor, stop: Sequence[int], **rest: Any
+    ) -> Generated:
+        self.asked.append({"context": context, "max_tokens": max_tokens, "stop": stop, **rest})
+        said, own = [], []
+        for row, limit in enumerate(max_tokens.tolist()):
+            line, tokens, mine = self.lines.pop(0), [], []
+            for token in [END if character == "." else ids(character)[0] for character in line]:
+                tokens.append(token)
+                mine.append(True)
+                answer = rest["reply"](row, tokens) if rest["reply"] else ()
+                tokens += answer
+                mine += [False] * len(answer)
+            said.append(tokens[:limit])
+            own.append(mine[:limit])
+        token = padded(said)
+        return Generated(
+            token=token,
+            mask=padded(own) > 0,
+            log_prob=torch.zeros(token.shape),
+            entropy=torch.zeros(token.shape),
+            finished=torch.tensor([row[-1] == END for row in said]),
+        )
+
+
+def world(lines: list[str] = (), *, task: Any = None, **options: Any) -> tuple[TextWorld, Scripted]:  # type: ignore[assignment]
+    engine = Scripted(list(lines), [])
+    return TextWorld(task or Echo(), TOKENIZER, engine=engine, **options), engine
+
+
+def model() -> LanguagePolicy:
+    return LanguagePolicy(tiny_model(len(TOKENIZER), width=16, heads=2, context=32, generator=rng()))
+
+
+def played(lines: list[str], tasks: list[Task], **options: Any) -> Played:
+    made, _ = world(lines)
+    return made.play(model(), tasks, generator=None, **options)
+
+
+def test_an_episode_is_a_response() -> None:
+    episodes = played(["bb.", "b.", "bbbbbb"], [Task(1), Task(1), Task(0)])
+    assert episodes.state is not None
+    assert episodes.state.tolist() == [ids("aa"), ids("aa"), [*ids("a"), -1]]
+    assert episodes.action.tolist()[0] == [*ids("bb"), END, 0, 0, 0]
+    assert episodes.observation.tolist()[0] == [*ids("abb"), -1, -1, -1]  # type: ignore[union-attr]
+    assert episodes.mask.sum(1).tolist() == [3, 2, 6]
+    assert episodes.reward.tolist() == [[0, 0, 1, 0, 0, 0], [0] * 6, [0] * 6]
+    assert episodes.terminated.long().argmax(1).tolist() == [2, 1, 5]
+    assert not episodes.truncated.any()
+    assert not episodes.cut.any()
+    assert episodes.extras["problem"].tolist() == [1, 1, 0]
+    everything = [*ids("aa"), *ids("bb"), END]
+    assert [token for token in episodes.final_state[0].tolist() if token >= 0] == everything  # type: ignore[index]
+
+
+def test_what_is_cut_has_no_reward_and_goes_on_later() -> None:
+    cut = played(["bb", "bb.", "b."], [Task(1), Task(1), Task(0)], max_steps=2)
+    assert cut.cut.tolist() == [True, True, False]
+    assert cut.outcome.tolist() == [0, 0, 1]
+    assert cut.truncated.any(1).tolist() == cut.cut.tolist()
+    rest = played(["b."], [Task(1, prefix=torch.tensor(ids("b")))])
+    assert rest.state is not None
+    assert rest.state[0].tolist() == ids("aab")
+    assert rest.outcome.tolist() == [1]
+    assert rest.observation[0].tolist() == ids("bb")  # type: ignore[index]
+
+
+def test_a_window_is_so_many_tokens_more() -> None:
+    made, engine = world(["bb", "b."])
+    made.play(model(), [Task(3, prefix=torch.tensor(ids("bbb"))), Task(0)], generator=None, more=2)
+    assert engine.asked[0]["max_tokens"].tolist() == [2, 2]
+    made, engine = world(["b", "b."])
+    made.play(model(), [Task(3, prefix=torch.tensor(ids("bbbbb"))), Task(0)], generator=None, more=2)
+    assert engine.asked[0]["max_tokens"].tolist() == [1, 2]  # of six in all
+
+
+def test_what_the_environment_says_is_no_step_of_the_policy() -> None:
+    episodes = played(["cbb.", "cbb."], [Task(1), Task(1, noise=7)])
+    assert episodes.action[0].tolist() == [*ids("cdbb"), END]
+    assert episodes.mask[0].tolist() == [True, False, True, True, True]
+    assert episodes.action[1].tolist() == [*ids("cabb"), END]
+    assert episodes.outcome.tolist() == [1, 0]
+
+
+def test_responses_are_written_so_many_at_a_time() -> None:
+    made, engine = world(["b."] * 5, num_envs=2)
+    assert made.play(model(), [Task(0)] * 5, generator=None).outcome.tolist() == [1] * 5
+    assert [len(asked["context"]) for asked in engine.asked] == [2, 2, 1]
+
+
+def test_some_of_the_prompts() -> None:
+    made, _ = world(["bbbb.", "bb."], prompts=torch.tensor([3, 1]))
+    assert made.num_starts == 2
+    assert made.prompt(0) == ids("aaaa")
+    assert made.play(model(), [Task(0), Task(1)], generator=None).outcome.tolist() == [1, 1]
+
+
+def test_a_source_meets_every_prompt_before_any_again() -> None:
+    policy, task = model(), Echo()
+    source = EpisodeSource(
+        TextWorld(task, TOKENIZER),
+        policy,  # type: ignore[arg-type]
+        starts=FreshStarts(groups=5, group_size=3),
+        pipeline=[GroupNormalized()],
+    )
+    orders = []
+    for _ in range(3):
+        batch = source.sample()
+        assert batch.group is not None
+        problem = batch.extras["problem"].view(5, 3)
+        assert (problem == problem[:, :1]).all()
+        assert sorted(problem[:, 0].tolist()) == list(range(5))
+        orders.append(problem[:, 0].tolist())
+        torch.testing.assert_close(batch.log_prob, policy.evaluate(batch).log_prob)
+        assert source.steps_per_sample == int(batch.mask.sum())
+    assert orders[0] != orders[1] or orders[1] != orders[2]
+
+
+def test_batches_of_different_lengths_are_joined_by_what_is_no_token() -> None:
+    policy = model()
+    short, long = played(["b."], [Task(0)]), played(["bbbb."], [Task(4)])
+    both = joined([evaluated(policy, short), evaluated(policy, long)])  # type: ignore[arg-type]
+    assert both.state is not None
+    assert both.state.tolist() == [[*ids("a"), -1, -1, -1, -1], ids("aaaaa")]
+    assert both.observation[0].tolist() == [*ids("ab"), -1, -1, -1]  # type: ignore[index]
+    torch.testing.assert_close(policy.evaluate(both).log_prob, both.log_prob)
+
+
+def test_play_asks_the_world() -> None:
+    made, _ = world(["b."])
+    assert play(made, model(), [Task(0)], generator=None).outcome.tolist() == [1]  # type: ignore[arg-type]
+
+
+def test_demonstrations_are_right_and_marked() -> None:
+    made, _ = world()
+    batch = Demonstrations(world=made, size=20)(rng())
+    there = batch.observation >= 0  # type: ignore[operator]
+    for state, action, mask, present in zip(batch.state, batch.action, batch.mask, there, strict=True):  # type: ignore[arg-type]
+        index = int((state >= 0).sum()) - 1
+        assert action[present].tolist() == [*ids("cd" + "b" * (index + 1)), END]
+        assert mask[present].tolist() == [True, False, *[True] * (index + 2)]
+    rows = responses([ids("a")], [ids("bd")], [[True, False]])
+    assert rows.mask.tolist() == [[True, False]]
+    assert rows.terminated.tolist() == [[False, True]]
+
+
+def test_a_reward_function_that_fails_is_named() -> None:
+    def careless(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        raise KeyError("answer")
+
+    task = PromptTask(rows=[{"prompt": "ab"}], reward_functions=[careless], max_tokens=4)
+    with pytest.raises(RewardFunctionError, match=r"careless, rows 0: KeyError: 'answer'"):
+        world(["b."], task=task)[0].play(model(), [Task(0)], generator=None)
+
+
+def test_reward_functions_see_the_tokens() -> None:
+    seen = {}
+
+    def long_enough(
+        prompts: list[str], completions: list[str], completion_ids: list[list[int]], **columns: Any
+    ) -> list[float]:
+        seen.update(prompts=prompts, completions=completions, ids=completion_ids)
+        return [float(len(each)) for each in completion_ids]
+
+    task = PromptTask(rows=[{"prompt": "ab"}], reward_functions=[long_enough], max_tokens=4)
+    episodes = world(["bb."], task=task)[0].play(model(), [Task(0)], generator=None)
+    assert episodes.outcome.tolist() == [3]
+    assert seen == {"prompts": ["ab"], "completions": ["bb"], "ids": [[*ids("bb"), END]]}
+
+
+def test_a_warm_start_reaches_its_target(tmp_path: Any) -> None:
+    task = make_task("text/modular-addition", modulus=5)
+    tokenizer = character_tokenizer(task.alphabet or "")
+    policy = LanguagePolicy(tiny_model(len(tokenizer), width=32, context=16, generator=rng()))
+    shares: list[float] = []
+    share = warm_start(
+        policy, TextWorld(task, tokenizer), target=0.5, progress=lambda update, share: shares.append(share)
+    )
+    assert shares[0] < 0.3
+    assert shares[-1] == share >= 0.5
+    made = warm_started(task, tmp_path / "model", seed=0)
+    assert made == tmp_path / "model" == warm_started(task, tmp_path / "model", seed=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_what_has_no_meaning_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_envs = 0; valid: a whole number >= 1"):
+        world(num_envs=0)
+    with pytest.raises(ValueError, match="max_tokens = 0"):
+        world(max_tokens=0)
+    with pytest.raises(ValueError, match="prompts is empty"):
+        world(prompts=torch.tensor([], dtype=torch.int64))
+    with pytest.raises(ValueError, match="tasks is empty"):
+        world()[0].play(model(), [], generator=None)
+    with pytest.raises(ValueError, match=r"target = 0\.0; valid: above 0"):
+        warm_start(model(), world()[0], target=0.0)

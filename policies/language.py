@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from decisionrl.policies.actor_critic import Critic, Steps
 from decisionrl.policies.evaluation import Batch, Evaluation, Head, Observation
+from decisionrl.policies.prefix_sharing import grouped_hidden, unique_prompts
 from decisionrl.policies.token_log_probs import CHUNK, TokenLogits, token_log_probs
 
 if TYPE_CHECKING:
@@ -82,6 +83,9 @@ class LanguagePolicy(nn.Module):
             takes as much memory again, for frozen weights as well.
         gradient_checkpointing: in training mode, keep only what goes into each layer for the backward pass and work
             out the rest again.
+        share_prompts: read a prompt once for all rows of a batch that begin with it (arXiv 2506.05433; see
+            :func:`~decisionrl.policies.prefix_sharing.grouped_hidden`), which pays where prompts are long. The results
+            are the same, but for rounding. A separate critic reads every row.
         dropout: have the model's dropout in training mode. Without it, probabilities are those the tokens were drawn
             with, which ratios to them assume.
         chunk: logits held at a time.
@@ -101,6 +105,7 @@ class LanguagePolicy(nn.Module):
         temperature: float = 1.0,
         value: Critic | None = None,
         gradient_checkpointing: bool = False,
+        share_prompts: bool = False,
         dropout: bool = False,
         chunk: int = CHUNK,
     ) -> None:
@@ -113,7 +118,7 @@ class LanguagePolicy(nn.Module):
             raise ValueError(f"chunk = {chunk}; valid: at least 1")
         self.model = model
         self.temperature, self.dropout, self.chunk = temperature, dropout, chunk
-        self.gradient_checkpointing = gradient_checkpointing
+        self.gradient_checkpointing, self.share_prompts = gradient_checkpointing, share_prompts
         if gradient_checkpointing:
             _enable_checkpointing(self.causal_model, dropout=dropout)
         self.critic: nn.Linear | None = None
@@ -189,7 +194,7 @@ class LanguagePolicy(nn.Module):
         """
         predicted = predicted_rows(batch)
         steps = Steps(predicted.there)
-        hidden = self.hidden(predicted.rows)[predicted.row, predicted.place]
+        hidden = self._predicting(batch, predicted)
         token = steps.take(batch.action)
         log_prob, entropy = self.log_probs(hidden, token)
         value = None
@@ -229,6 +234,19 @@ class LanguagePolicy(nn.Module):
         """The policy's last hidden states, of which the last layer makes logits."""
         return self._states(self.backbone, rows)
 
+    def _predicting(self, batch: Batch, predicted: PredictedRows) -> Float[Tensor, "n d"]:
+        """The hidden states that the tokens of a batch are predicted from."""
+        if not self.share_prompts or batch.state is None:
+            return self.hidden(predicted.rows)[predicted.row, predicted.place]
+        self._check(predicted.rows)
+        some = predicted.there.any(1)
+        there = predicted.there[some]
+        if not len(there):
+            return self.head.weight.new_zeros(0, self.head.in_features)
+        prompts, group = unique_prompts(batch.state[some])
+        responses = torch.where(there, batch.action[some], -1)
+        return grouped_hidden(self.causal_model, prompts=prompts, responses=responses, group=group)[there]
+
     def log_probs(
         self, hidden: Float[Tensor, "n d"], token: Int[Tensor, " n"]
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
@@ -259,13 +277,16 @@ class LanguagePolicy(nn.Module):
     def _config(self) -> Any:
         return self.causal_model.config.get_text_config()
 
-    def _states(self, backbone: nn.Module, rows: TokenRows) -> Float[Tensor, "batch place d"]:
+    def _check(self, rows: TokenRows) -> None:
         longest, limit = rows.ids.shape[1], getattr(self._config, "max_position_embeddings", None)
         if limit is not None and longest > limit:
             raise ValueError(f"a row has {longest} tokens; valid: at most the model's {limit} positions")
         vocabulary = self.head.out_features
         if (outside := rows.ids >= vocabulary).any():
             raise ValueError(f"token = {int(rows.ids[outside][0])}; valid: 0 to {vocabulary - 1}")
+
+    def _states(self, backbone: nn.Module, rows: TokenRows) -> Float[Tensor, "batch place d"]:
+        self._check(rows)
         output = backbone(
             input_ids=rows.ids,
             attention_mask=rows.attention_mask,

@@ -75,6 +75,7 @@ class ControlOptions(TypedDict, total=False):
     lora_rank: int | None
     temperature: float
     gradient_checkpointing: bool
+    share_prompts: bool
     held_out: float
     seed: int
     device: str
@@ -109,7 +110,7 @@ class Control:
         anneal: lower it linearly to 0 over the run.
         adam_epsilon: of Adam.
         clip_norm: the largest gradient norm.
-        model, lora_rank, temperature, gradient_checkpointing, held_out: of a language model, see
+        model, lora_rank, temperature, gradient_checkpointing, share_prompts, held_out: of a language model, see
             :class:`~decisionrl.recipes.language.Language`.
     """
 
@@ -137,6 +138,7 @@ class Control:
     lora_rank: int | None = None
     temperature: float = 1.0
     gradient_checkpointing: bool = False
+    share_prompts: bool = False
     held_out: float = 0.0
     seed: int = 0
     device: str = "cpu"
@@ -164,6 +166,7 @@ class Control:
             lora_rank=self.lora_rank,
             temperature=self.temperature,
             gradient_checkpointing=self.gradient_checkpointing,
+            share_prompts=self.share_prompts,
             held_out=self.held_out,
             num_envs=self.num_envs,
             max_tokens=self.max_steps,

@@ -42,6 +42,7 @@ class Language:
         lora_rank: train low-rank adapters (arXiv 2106.09685) instead of the weights.
         temperature: of the sampling, and of all log-probabilities.
         gradient_checkpointing: work activations out anew instead of keeping them.
+        share_prompts: read a prompt once for all of its responses in a batch; pays where prompts are long.
         held_out: the share of the prompts that are not trained on but measured on; 0: all are both.
         num_envs: responses written side by side.
         max_tokens: of a response; by default the task's.
@@ -57,6 +58,7 @@ class Language:
     lora_rank: int | None
     temperature: float
     gradient_checkpointing: bool
+    share_prompts: bool
     held_out: float
     num_envs: int
     max_tokens: int | None
@@ -96,6 +98,7 @@ class Language:
             temperature=self.temperature,
             value="shared" if critic else None,
             gradient_checkpointing=self.gradient_checkpointing,
+            share_prompts=self.share_prompts,
         ).to(self.device)
 
     def evaluator(self) -> PassEvaluator:

@@ -518,3 +518,31 @@ def test_checkpointing_without_layers_for_it() -> None:
     model.model.layers = nn.ModuleList()
     with pytest.raises(ValueError, match=r"gradient_checkpointing = True; LlamaForCausalLM has no layers for it"):
         LanguagePolicy(model, gradient_checkpointing=True)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("critic", [None, "shared"])
+def test_prompts_that_are_shared_are_read_once(family: str, lora: bool, critic: Any) -> None:
+    """Three times the rows; norms of Llama's kind round to float32."""
+    batch = make_batch("between").rows(torch.tensor([0, 2, 4, 1, 3, 0, 1, 4, 2, 0, 4, 3]))
+    batch = batch.replace(action=batch.action.roll(1, 0).where(batch.action.roll(1, 0) < VOCABULARY, 1))
+    gradients = []
+    for shared in (False, True):
+        policy = LanguagePolicy(lively(family, lora=lora), value=critic, share_prompts=shared)
+        found = policy.evaluate(batch)
+        assert found.entropy is not None
+        total = (found.log_prob * torch.arange(9)).sum() + found.entropy.square().sum()
+        if found.value is not None:
+            total = total + (found.value + 1).square().sum()
+        total.backward()
+        gradients.append([found.log_prob, found.entropy, *(each.grad for each in policy.trainable_parameters())])
+    tolerance = 1e-10 if family == "gpt2" else 1e-5
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
+
+
+def test_shared_prompts_of_no_row() -> None:
+    policy = LanguagePolicy(lively(), share_prompts=True)
+    found = policy.evaluate(make_batch().rows(torch.tensor([3, 3])))
+    assert not found.log_prob.any()

@@ -99,7 +99,8 @@ class Tree:
                 "leaf_reward": torch.where(goes_on, torch.nan, total),
             }
             ids = torch.tensor([b.start for b in parents], device=total.device)
-            levels.append(evaluated(source.policy, played).replace(start_id=ids, extras=extras))
+            level = evaluated(source.policy, played)
+            levels.append(level.replace(start_id=ids, extras={**level.extras, **extras}))
             trunk = _grown(parents, played, goes_on, node, total)
         return joined(levels)
 
@@ -119,7 +120,7 @@ def _grown(parents: list[_Branch], played: Played, goes_on: Tensor, node: Tensor
     names, returns = node.tolist(), total.tolist()
     grown = []
     for i in rows:
-        own = played.action[i, played.mask[i]]
+        own = played.action[i, played.steps[i]]
         actions = torch.cat([parents[i].actions, own]) if len(parents[i].actions) else own
         grown.append(_Branch(parents[i].start, actions, names[i], returns[i]))
     return grown

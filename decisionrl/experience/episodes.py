@@ -69,6 +69,12 @@ class Played:
     extras: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
+    def steps(self) -> Tensor:
+        """The columns where something happened, whoever did it, [episodes, steps]."""
+        of_tokens = self.state is not None and not self.state.is_floating_point()
+        return self.observation >= 0 if of_tokens and isinstance(self.observation, Tensor) else self.mask
+
+    @property
     def outcome(self) -> Tensor:
         """The undiscounted return of every episode."""
         return self.reward.sum(1)

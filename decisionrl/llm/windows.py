@@ -78,8 +78,7 @@ class TokenWindows:
         tasks = [Task(each.start, prefix=torch.tensor(each.written, dtype=torch.int64)) for each in self._pool]
         with torch.no_grad():
             played = self.world.play(self.policy, tasks, generator=self._noise, more=self.horizon)
-            goes_on, there = played.truncated.any(1), played.observation >= 0
-            assert isinstance(there, Tensor)
+            goes_on = played.truncated.any(1)
             batch = evaluated(self.policy, replace(played, truncated=torch.zeros_like(played.truncated)))
             for step in self.pipeline:
                 batch = step(batch)
@@ -89,7 +88,7 @@ class TokenWindows:
                 written=each.written + tuple(token[present].tolist()),
                 own=each.own + tuple(mine[present].tolist()),
             )
-            for each, token, mine, present in zip(self._pool, played.action, played.mask, there, strict=True)
+            for each, token, mine, present in zip(self._pool, played.action, played.mask, played.steps, strict=True)
         ]
         over = (~goes_on).nonzero()[:, 0].tolist()
         self._pool = [written[i] for i in goes_on.nonzero()[:, 0].tolist()]

@@ -11,12 +11,15 @@ from torch import Tensor
 from decisionrl.envs.text import TextTaskDefaults, make_task
 from decisionrl.envs.text.prompts import PromptTask, RewardFunctionError
 from decisionrl.envs.text.tokenizer import character_tokenizer, encode
+from decisionrl.experience.branching import Tree
 from decisionrl.experience.episodes import EpisodeSource, Played, Task, evaluated, play
 from decisionrl.experience.trajectories import joined
 from decisionrl.llm.generation import Generated
 from decisionrl.llm.responses import Demonstrations, responses
 from decisionrl.llm.warm_start import warm_start, warm_started
+from decisionrl.llm.windows import TokenWindows
 from decisionrl.llm.world import TextWorld, padded
+from decisionrl.pipeline.advantages import TruncatedGAE
 from decisionrl.pipeline.curricula import FreshStarts
 from decisionrl.pipeline.group_advantages import GroupNormalized
 from decisionrl.policies.language import LanguagePolicy
@@ -50,7 +53,7 @@ class Echo(TextTaskDefaults):
         return "cd" + "b" * (index + 1)
 
     def reply(self, index: int, response: str, noise: int, /) -> str:
-        return "d" if noise == 0 else "a"
+        return "a" if noise == 7 else "d"
 
 
 TOKENIZER = character_tokenizer("abcd")
@@ -264,3 +267,79 @@ def test_what_has_no_meaning_is_refused() -> None:
         world()[0].play(model(), [], generator=None)
     with pytest.raises(ValueError, match=r"target = 0\.0; valid: above 0"):
         warm_start(model(), world()[0], target=0.0)
+
+
+def test_branches_go_on_from_what_was_said_by_either() -> None:
+    """A tree of two segments of two tokens: the second goes on from the question and the answer to it."""
+    made, engine = world(["cb", "bb.", "bb."])
+    source = EpisodeSource(
+        made,
+        model(),  # type: ignore[arg-type]
+        starts=FreshStarts(groups=1, group_size=1),
+        tree=Tree(branching=(1, 2), steps=2),
+    )
+    batch = source.sample()
+    start = int(batch.extras["problem"][0])
+    assert engine.asked[1]["context"].tolist() == [ids("a" * (start + 1) + "cd")] * 2
+    assert batch.extras["leaf_reward"].isnan().tolist() == [True, False, False]
+    assert batch.state is not None
+    assert batch.state[0].tolist() == [*ids("a" * (start + 1)), -1, -1]
+
+
+def test_windows_go_on_where_they_ended() -> None:
+    task, policy = (
+        Echo(),
+        LanguagePolicy(tiny_model(len(TOKENIZER), width=16, heads=2, context=32, generator=rng()), value="shared"),
+    )
+    made = TextWorld(task, TOKENIZER, num_envs=8)
+    source = TokenWindows(made, policy, horizon=2, pipeline=[TruncatedGAE()], gamma=0.5)
+    pool: list[list[int]] = [[] for _ in range(8)]
+    finished = 0
+    for _ in range(6):
+        batch = source.sample()
+        assert batch.state is not None
+        assert batch.returns is not None
+        kept, valued = batch.extras["kept"], batch.extras["valued"]
+        windows = kept.any(1)
+        assert windows.tolist() == [True] * 8 + [False] * (len(windows) - 8)
+        assert torch.equal(kept | valued, batch.mask)
+        assert source.steps_per_sample == int(kept.sum())
+        texts = []
+        for row in range(8):
+            there = batch.observation[row] >= 0  # type: ignore[index]
+            before = [token for token in batch.state[row].tolist() if token >= 0]
+            if pool[row]:
+                assert before == pool[row], "the row goes on"
+            now = before + batch.action[row][there].tolist()
+            assert len(now) - len(before) <= 2
+            texts.append(now)
+        over = [texts[row] for row in range(8) if batch.terminated[row].any()]
+        whole = [
+            [token for token in state.tolist() if token >= 0] + action[seen >= 0].tolist()
+            for state, action, seen in zip(batch.state[8:], batch.action[8:], batch.observation[8:], strict=True)  # type: ignore[index]
+        ]
+        assert whole == over
+        finished += len(over)
+        for row in range(8, len(batch.mask)):
+            own = batch.mask[row].nonzero()[:, 0].tolist()
+            reward = batch.reward[row].sum().item()
+            expected = [reward * 0.5 ** (len(own) - 1 - place) for place in range(len(own))]
+            assert batch.returns[row, own].tolist() == pytest.approx(expected)
+        pool = [texts[row] for row in range(8) if not batch.terminated[row].any()]
+        pool += [[] for _ in range(8 - len(pool))]
+    assert finished > 4
+
+
+def test_windows_are_saved() -> None:
+    def made() -> TokenWindows:
+        policy = LanguagePolicy(
+            tiny_model(len(TOKENIZER), width=16, heads=2, context=32, generator=rng()), value="shared"
+        )
+        return TokenWindows(TextWorld(Echo(), TOKENIZER, num_envs=4), policy, horizon=2, pipeline=[TruncatedGAE()])
+
+    source, other = made(), made()
+    source.sample()
+    other.load_state_dict(source.state_dict())
+    for one, two in [(source.sample(), other.sample()) for _ in range(3)]:
+        assert torch.equal(one.action, two.action)
+        assert torch.equal(one.mask, two.mask)

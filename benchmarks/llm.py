@@ -18,7 +18,7 @@ a given number of tokens: what it spends on greedy baselines, branches or trees 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,11 @@ class LanguageCase:
                 device=context.device,
                 **self.arguments,
             )
-            before = measured(experiment)[0]
+            before = replace(measured(experiment)[0], metric="warm_start")
             record = train(experiment, experiment.config["steps"], context.progress, keep=WATCHED)
             rows = [
                 *measured(experiment),
-                Measurement("warm_start", before.value, better="higher"),
+                before,
                 *_watched(record),
                 *record.costs(),
             ]

@@ -14,7 +14,21 @@ from decisionrl.experience.trajectories import Trajectories
 from decisionrl.policies.evaluation import Batch, Evaluation, Observation
 
 
-class ActingPolicy(Protocol):
+class EvaluatingPolicy(Protocol):
+    """A policy that says what it thinks of whole batches; enough for a world that plays its episodes itself."""
+
+    def initial_state(self, copies: int, /) -> Tensor | None:
+        """The recurrent state at the start of an episode; None without memory."""
+        ...
+
+    def evaluate(self, batch: Batch, /) -> Evaluation: ...
+
+    def value(self, observation: Observation, state: Tensor | None = None) -> Tensor | None:
+        """V [copies]; None without a critic."""
+        ...
+
+
+class ActingPolicy(EvaluatingPolicy, Protocol):
     """A policy for control; those of ``decisionrl.policies.actor_critic`` are, and a user's may be."""
 
     def act(
@@ -25,16 +39,6 @@ class ActingPolicy(Protocol):
 
     def sample_noise(self, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
         """The randomness of as many actions, [*shape, ...]."""
-        ...
-
-    def initial_state(self, copies: int, /) -> Tensor | None:
-        """The recurrent state at the start of an episode; None without memory."""
-        ...
-
-    def evaluate(self, batch: Batch, /) -> Evaluation: ...
-
-    def value(self, observation: Observation, state: Tensor | None = None) -> Tensor | None:
-        """V [copies]; None without a critic."""
         ...
 
 
@@ -158,7 +162,7 @@ def joined_rows(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts))
 
 
-def update_normalizer(policy: ActingPolicy, batch: Trajectories) -> None:
+def update_normalizer(policy: EvaluatingPolicy, batch: Trajectories) -> None:
     """Let the policy's observation statistics take in a batch, if it has any."""
     update = getattr(policy, "update_normalizer", None)
     if update is not None:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,7 +14,14 @@ from torch import Tensor
 
 from decisionrl.envs.copies import Copies
 from decisionrl.envs.world import EnvironmentFault, World
-from decisionrl.experience.acting import ActingPolicy, EpisodeStatistics, joined_rows, rows_of, update_normalizer
+from decisionrl.experience.acting import (
+    ActingPolicy,
+    EpisodeStatistics,
+    EvaluatingPolicy,
+    joined_rows,
+    rows_of,
+    update_normalizer,
+)
 from decisionrl.experience.trajectories import Trajectories, each_key, joined
 from decisionrl.pipeline import PipelineStep, load_states, states, tell
 from decisionrl.policies.evaluation import Observation
@@ -105,7 +112,7 @@ class PlaysItself(Protocol):
 
 def play(
     world: World | PlaysItself,
-    policy: ActingPolicy,
+    policy: EvaluatingPolicy,
     tasks: Sequence[Task],
     *,
     generator: torch.Generator | None,
@@ -124,6 +131,17 @@ def play(
     """
     if isinstance(world, PlaysItself):
         return world.play(policy, tasks, generator=generator, max_steps=max_steps)
+    return _stepped(world, cast(ActingPolicy, policy), tasks, generator=generator, max_steps=max_steps)
+
+
+def _stepped(
+    world: World,
+    policy: ActingPolicy,
+    tasks: Sequence[Task],
+    *,
+    generator: torch.Generator | None,
+    max_steps: int | None,
+) -> Played:
     if not world.seedable:
         raise ValueError(
             f"{world.name}: episodes from chosen starts need a world that heeds a seed for each copy; valid: an id, "
@@ -278,7 +296,7 @@ class EpisodeSource:
     def __init__(
         self,
         world: World | PlaysItself,
-        policy: ActingPolicy,
+        policy: EvaluatingPolicy,
         *,
         starts: Starts,
         score: Callable[[Tensor], Tensor] | None = None,
@@ -393,7 +411,7 @@ def _order(seed: int, turn: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, turn)).permutation(count)
 
 
-def evaluated(policy: ActingPolicy, played: Played) -> Trajectories:
+def evaluated(policy: EvaluatingPolicy, played: Played) -> Trajectories:
     """The episodes with what the policy says of them."""
     batch = Trajectories(
         observation=played.observation,

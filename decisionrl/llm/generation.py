@@ -151,7 +151,7 @@ class _Rows:
     def __init__(self, policy: LanguagePolicy, context: Tensor) -> None:
         from transformers import DynamicCache
 
-        distinct, copies = left_padded(context).unique(dim=0, return_inverse=True)
+        distinct, copies = torch.unique(left_padded(context), dim=0, return_inverse=True)
         there = distinct >= 0
         self._model, self._cache = policy.model, DynamicCache(config=policy.causal_model.config)
         self._seen, self._length = there, there.sum(1)

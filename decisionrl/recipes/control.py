@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, cast, get_args
 
 import gymnasium
 import torch
@@ -20,6 +20,7 @@ from decisionrl.envs.make import EnvLike, env_name, make_world
 from decisionrl.envs.text.task import TextTask
 from decisionrl.envs.world import World
 from decisionrl.evaluation.episodes import ReturnEvaluator
+from decisionrl.experience.acting import ActingPolicy
 from decisionrl.experience.episodes import EpisodeSource
 from decisionrl.experience.rollouts import RolloutSource
 from decisionrl.experience.source import Source
@@ -242,17 +243,27 @@ class Control:
         if self.language is not None:
             starts = FreshStarts(groups=self.num_envs, group_size=1)
             return EpisodeSource(self.world, policy, starts=starts, pipeline=pipeline, seed=self.seed)
-        return RolloutSource(self.world, policy, horizon=horizon, pipeline=pipeline, seed=self.seed)
+        return self._rollouts(policy, horizon, pipeline)
 
     def windows(self, policy: ControlPolicy, *, horizon: int, estimator: PipelineStep, gamma: float) -> Source:
         """Windows of ``horizon`` steps, with advantages by ``estimator``, and behind them the episodes that have ended,
         from which values are to be learned."""
         if self.language is None:
-            pipeline = [estimator, FinishedEpisodes(gamma=gamma)]
-            return RolloutSource(self.world, policy, horizon=horizon, pipeline=pipeline, seed=self.seed)
+            return self._rollouts(policy, horizon, [estimator, FinishedEpisodes(gamma=gamma)])
         from decisionrl.llm.windows import TokenWindows
 
-        return TokenWindows(self.world, policy, horizon=horizon, pipeline=[estimator], gamma=gamma, seed=self.seed)
+        return TokenWindows(
+            self.language.world(self.num_envs),
+            cast("LanguagePolicy", policy),
+            horizon=horizon,
+            pipeline=[estimator],
+            gamma=gamma,
+            seed=self.seed,
+        )
+
+    def _rollouts(self, policy: ControlPolicy, horizon: int, pipeline: Sequence[PipelineStep]) -> RolloutSource:
+        world, acting = cast(World, self.world), cast(ActingPolicy, policy)
+        return RolloutSource(world, acting, horizon=horizon, pipeline=pipeline, seed=self.seed)
 
     def unit(self, minibatch: int, horizon: int) -> tuple[Unit, int]:
         """Single steps, ``minibatch`` of them; where the policy remembers, about as many in whole sequences."""

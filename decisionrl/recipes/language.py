@@ -102,8 +102,11 @@ class Language:
         ).to(self.device)
 
     def evaluator(self) -> PassEvaluator:
-        """Of the prompts to measure on."""
-        return PassEvaluator(make_world=lambda: self.world(self.num_envs, measured=True), success=self.task.best_reward)
+        """Of the prompts to measure on; right is what earns the best reward, or 1 where that is unknown."""
+        best = self.task.best_reward
+        return PassEvaluator(
+            make_world=lambda: self.world(self.num_envs, measured=True), success=1.0 if best is None else best
+        )
 
     @cached_property
     def _loaded(self) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:

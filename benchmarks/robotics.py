@@ -294,6 +294,9 @@ EPSILON: Mapping[str, Any] = {"prediction": "epsilon"}
 LONGER: Mapping[str, Any] = {"steps": 10_000}
 """Where what is remembered decides one step of 67."""
 
+WIDER: Mapping[str, Any] = {"sizes": "medium", "steps": 20_000}
+"""Where an object is to be grasped: with the small network the oracle succeeded in 0.62 of the episodes."""
+
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "predict_1": {"past_steps": 1},
     "predict_4": {"past_steps": 4},
@@ -318,9 +321,9 @@ def cases(profile: str, data: Path | None) -> list[Case]:
         _oracle(CUE_REACH, **LONGER),
         *_modes(CUE_REACH, 16, MODES[:1], **LONGER),
         *_modes(CUE_REACH, 16, stride=4, **LONGER),
-        _oracle(PICK_AND_RETURN, **LONGER),
-        *_modes(PICK_AND_RETURN, 2, MODES[:1], **LONGER),
-        *_modes(PICK_AND_RETURN, 16, stride=4, **LONGER),
+        _oracle(PICK_AND_RETURN, **WIDER),
+        *_modes(PICK_AND_RETURN, 2, MODES[:1], **WIDER),
+        *_modes(PICK_AND_RETURN, 16, stride=4, **WIDER),
         *_pixels(),
     ]
 

@@ -23,6 +23,7 @@ from decisionrl.policies.action_normalizer import ConstantDimensionsError, Linea
 from decisionrl.policies.context import Context
 from decisionrl.policies.diffusion import CPU, PAPER, DiffusionPolicy, DiffusionSettings, PastTokens
 from decisionrl.policies.diffusion_sampling import PredictionType
+from decisionrl.policies.diffusion_network import DiffusionTransformerSizes
 from decisionrl.policies.diffusion_unet import DiffusionUnetSizes
 from decisionrl.policies.encoded import EncodedPolicy
 from decisionrl.policies.encoders import Encoder
@@ -33,13 +34,15 @@ from decisionrl.seeding import generator
 
 Network = Literal["transformer", "unet"]
 Head = Literal["diffusion", "regression"]
-Sizes = Literal["paper", "cpu"]
+Sizes = Literal["paper", "medium", "cpu"]
 ConstantActions = Literal["error", "center"]
 
 SETTINGS: Mapping[tuple[str, str], DiffusionSettings] = {
     ("transformer", "paper"): PAPER,
+    ("transformer", "medium"): replace(CPU, network=DiffusionTransformerSizes(width=96, layers=2, dropout=0.0)),
     ("transformer", "cpu"): CPU,
     ("unet", "paper"): replace(PAPER, network=DiffusionUnetSizes()),
+    ("unet", "medium"): replace(CPU, network=DiffusionUnetSizes(channels=(64, 128), step_width=64)),
     ("unet", "cpu"): replace(CPU, network=DiffusionUnetSizes(channels=(32, 64), step_width=32)),
 }
 """By network and size."""
@@ -78,7 +81,7 @@ class Demonstrations(Recorded):
     """Recorded demonstrations, a diffusion policy and its optimizer; the defaults are the paper's (arXiv 2505.09561).
 
     Attributes:
-        sizes: "paper", or "cpu" for small problems.
+        sizes: "paper", "cpu" for small problems, or "medium" for those that take precision, such as grasping.
         prediction: what the network says, the noise "epsilon" or the clean actions, "sample"; by default what goes with
             the sizes.
         image_features, image_pool, crop: of the encoder of images, see

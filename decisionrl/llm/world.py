@@ -19,6 +19,7 @@ from decisionrl.envs.text.task import Prompt, TextTask, own_characters
 from decisionrl.envs.text.tokenizer import encode
 from decisionrl.experience.episodes import Played, Task
 from decisionrl.experience.trajectories import NO_TOKEN
+from decisionrl.llm.examples import SolvedExamples
 from decisionrl.llm.generation import Engine, Generated, Temperature, generate
 from decisionrl.policies.language import LanguagePolicy
 
@@ -41,6 +42,7 @@ class TextWorld:
         max_tokens: of a response, the end included; by default the task's.
         engine: writes the responses.
         temperature: of single tokens, see :data:`~decisionrl.llm.generation.Temperature`.
+        examples: to stand in front of prompts that fail.
         device: where the tokens are.
 
     Raises:
@@ -59,6 +61,7 @@ class TextWorld:
         max_tokens: int | None = None,
         engine: Engine = generate,
         temperature: Temperature | None = None,
+        examples: SolvedExamples | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         max_tokens = task.max_tokens if max_tokens is None else max_tokens
@@ -71,6 +74,7 @@ class TextWorld:
             raise ValueError(f"{task.name}: the tokenizer has no end token; valid: one with eos_token")
         self.name, self.num_envs, self.task, self.tokenizer = task.name, num_envs, task, tokenizer
         self.max_tokens, self.engine, self.temperature = max_tokens, engine, temperature
+        self.examples = examples
         self.action_space = self.observation_space = spaces.Discrete(len(tokenizer))
         self._prompts, self._device = prompts, torch.device(device)
         self._end = int(tokenizer.eos_token_id)
@@ -127,13 +131,33 @@ class TextWorld:
             raise ValueError("tasks is empty; valid: at least one episode")
         limit = min(self.max_tokens, max_steps or self.max_tokens)
         new = [limit - each.played if more is None else min(more, limit - each.played) for each in tasks]
-        context = padded([self.prompt(each.seed) + _tokens(each.prefix) for each in tasks]).to(self.device)
+        prompts = [self.prompt(each.seed) for each in tasks]
+        context = padded([self._asked(*pair) + _tokens(pair[0].prefix) for pair in zip(tasks, prompts, strict=True)])
+        context = context.to(self.device)
         allowed = torch.tensor(new, device=self.device)
         written = [
             self._written(policy, tasks[i : i + self.num_envs], context[i : i + self.num_envs], allowed[i:], generator)
             for i in range(0, len(tasks), self.num_envs)
         ]
-        return self._played(tasks, context, _joined(written))
+        played = self._played(tasks, context, _joined(written))
+        if self.examples is not None:
+            self._heard(tasks, prompts, played)
+        return played
+
+    def _asked(self, task: Task, prompt: list[int]) -> list[int]:
+        """The prompt, with examples in front where they are wanted."""
+        return prompt if self.examples is None else self.examples.before(self.number(task.seed), prompt) + prompt
+
+    def _heard(self, tasks: Sequence[Task], prompts: Sequence[Sequence[int]], played: Played) -> None:
+        """Tell the examples what whole responses have earned."""
+        assert self.examples is not None
+        whole = [i for i in (~played.cut).nonzero()[:, 0].tolist() if not tasks[i].played]
+        self.examples.heard(
+            [self.number(tasks[i].seed) for i in whole],
+            [prompts[i] for i in whole],
+            [played.action[i][played.steps[i]].tolist() for i in whole],
+            [played.outcome[i].item() for i in whole],
+        )
 
     def _written(
         self,

@@ -261,6 +261,26 @@ class Control:
             seed=self.seed,
         )
 
+    def entropy_temperature(self, *, tau: float, rho: float) -> Sequence[PipelineStep]:
+        """HAPO's temperature of tokens, as steps to stand in the pipeline; none unless the actions are tokens."""
+        if self.language is None or not tau:
+            return ()
+        from decisionrl.llm.temperature import EntropyTemperature
+
+        heat = EntropyTemperature(tau=tau, rho=rho)
+        cast("TextWorld", self.world).temperature = heat.at
+        return (heat,)
+
+    def solved_examples(self, *, shown: int, success: float) -> Sequence[PipelineStep]:
+        """XRPO's examples before prompts, as steps to stand in the pipeline; none unless the actions are tokens."""
+        if self.language is None or not shown:
+            return ()
+        from decisionrl.llm.examples import SolvedExamples
+
+        examples = SolvedExamples(success=success, shown=shown)
+        cast("TextWorld", self.world).examples = examples
+        return (examples,)
+
     def _rollouts(self, policy: ControlPolicy, horizon: int, pipeline: Sequence[PipelineStep]) -> RolloutSource:
         world, acting = cast(World, self.world), cast(ActingPolicy, policy)
         return RolloutSource(world, acting, horizon=horizon, pipeline=pipeline, seed=self.seed)

@@ -22,8 +22,8 @@ from decisionrl.objectives.denoising import denoising, regression
 from decisionrl.policies.action_normalizer import ConstantDimensionsError, LinearNormalizer
 from decisionrl.policies.context import Context
 from decisionrl.policies.diffusion import CPU, PAPER, DiffusionPolicy, DiffusionSettings, PastTokens
-from decisionrl.policies.diffusion_sampling import PredictionType
 from decisionrl.policies.diffusion_network import DiffusionTransformerSizes
+from decisionrl.policies.diffusion_sampling import PredictionType
 from decisionrl.policies.diffusion_unet import DiffusionUnetSizes
 from decisionrl.policies.encoded import EncodedPolicy
 from decisionrl.policies.encoders import Encoder

@@ -29,14 +29,15 @@ def hapo(
     alpha: float = 1.0,
     beta: float = 1.0,
     rho: float = 0.8,
+    tau: float = 0.1,
     **common: Unpack[BasedOptions],
 ) -> Experiment:
     """GRPO, or PPO, that treats a step by the policy's entropy there.
 
     alpha, beta: how far the clip and the advantage follow it; rho: the quantile of log-entropies that divides
-    uncertain steps from confident ones. The paper also samples uncertain steps at a higher temperature; here all are
-    sampled at 1. log H needs H > 0, which an entropy of continuous actions need not be. With base = "critic" the
-    advantages are PPO's.
+    uncertain steps from confident ones. tau: how far the temperature of a token follows it in sampling; in control all
+    actions are sampled at 1. log H needs H > 0, which an entropy of continuous actions need not be. With
+    base = "critic" the advantages are PPO's.
     What the base is: see ``BasedControl``.
     """
     options = own_options(locals())
@@ -45,6 +46,7 @@ def hapo(
     base = control.based(
         aggregate=token_mean,
         advantage=TokenGroupAverage(),
+        then=control.entropy_temperature(tau=tau, rho=rho),
     )
     return control.experiment_on(
         base,

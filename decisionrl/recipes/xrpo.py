@@ -36,6 +36,7 @@ def xrpo(
     success: float | None = None,
     novelty: float = 2.5,
     kappa: float = 0.5,
+    shown: int = 2,
     clip: float = 0.2,
     epochs: int = 4,
     minibatch: int | None = None,
@@ -46,8 +47,8 @@ def xrpo(
     num_starts: ``groups`` of them are in a batch, each with ``base_size`` episodes at first; what is left of the
     ``budget`` of episodes goes, in further ``phases``, where the mean return is least certain. success: the return
     above which an episode is a success, by default the environment's reward threshold. novelty, kappa: the bonus of
-    unlikely successes, see ``Sharpened``. The paper also shows solved examples to prompts that only failed, for which
-    control has no counterpart. minibatch: episodes in one.
+    unlikely successes, see ``Sharpened``. shown: solved examples in front of prompts that have only failed, 0 for none;
+    for which control has no counterpart. minibatch: episodes in one.
     """
     options = own_options(locals())
     control = Control(**common)
@@ -69,6 +70,7 @@ def xrpo(
             pipeline=[
                 GroupNormalized(),
                 Sharpened(novelty=novelty, kappa=kappa, threshold=control.success(success)),
+                *control.solved_examples(shown=shown, success=control.success(success)),
             ],
             seed=control.seed,
         ),

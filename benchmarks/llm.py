@@ -34,7 +34,8 @@ from decisionrl.evaluation.statistics import bootstrap_mean
 from decisionrl.experiment import Experiment
 from decisionrl.llm.warm_start import warm_started
 from decisionrl.policies.language import LanguagePolicy
-from decisionrl.recipes import recipe
+from decisionrl.recipes import ON_ENVIRONMENTS, recipe
+from decisionrl.recipes.presets import preset
 
 EVALUATION_SEED = 20_261_123
 SAMPLES = 8
@@ -125,35 +126,6 @@ def _watched(record: Record) -> list[Measurement]:
 
 # ---------------------------------------------------------------------------------------------- the cases
 
-STEPS = 500_000
-"""Tokens."""
-
-COMMON: Mapping[str, Any] = {"num_envs": 512, "learning_rate": 2e-4, "clip_norm": 1.0, "steps": STEPS}
-
-GROUPS: Mapping[str, Any] = {"groups": 16, "group_size": 8, "epochs": 2, "minibatch": 64}
-SINGLE: Mapping[str, Any] = {"episodes": 128, "epochs": 2, "minibatch": 64}
-
-STARTS: Mapping[str, Any] = {"num_starts": 529}
-"""Of recipes that choose prompts: all there are of modular addition, as many of the others."""
-
-RECIPES: Mapping[str, Mapping[str, Any]] = {
-    "grpo": GROUPS,
-    "reinforce": {"episodes": 128, "gamma": 1.0},
-    "ppo": {"num_envs": 128, "epochs": 2, "minibatch": 192, "gamma": 1.0, "gae_lambda": 1.0},
-    "rloo": {"groups": 16, "group_size": 8},
-    **dict.fromkeys(("dapo", "gspo", "sapo", "bapo", "capo", "d3s", "hapo", "ares"), GROUPS),
-    "dcpo": {**GROUPS, **STARTS},
-    "vade": {**GROUPS, **STARTS},
-    "xrpo": {"groups": 16, "budget": 128, "epochs": 2, "minibatch": 64, **STARTS},
-    "gtpo": {"groups": 16, "group_size": 8},
-    "remax": {"episodes": 128},
-    "spo": {**SINGLE, **STARTS},
-    "riskpo": SINGLE,
-    "segment_spo": {"episodes": 32, "interval": 1, "rollouts": 4, "epochs": 2, "minibatch": 32},
-    "tppo": {"num_envs": 128, "horizon": 2, "gamma": 1.0, "gae_lambda": 1.0, "epochs": 2, "minibatch": 64},
-}
-"""Recipe -> its arguments: about 128 responses in a batch, and two passes in minibatches where it has such."""
-
 TASKS: Mapping[str, Mapping[str, Any]] = {
     "modular-addition": {},
     "countdown": {},
@@ -168,15 +140,14 @@ def cases(profile: str, data: Path | None) -> list[Case]:
     """All cases of a profile, in the order of the report; there is no use for ``data``."""
     if profile == "quick":
         return [_case("modular-addition", name, {"modulus": 11}, {"steps": 40_000}) for name in ("grpo", "rloo")]
-    return [_case(task, name, options) for task, options in TASKS.items() for name in RECIPES]
+    return [_case(task, name, options) for task, options in TASKS.items() for name in ON_ENVIRONMENTS]
 
 
 def _case(task: str, name: str, options: Mapping[str, Any], arguments: Mapping[str, Any] = {}) -> Case:
-    """A case with its arguments spelled out, so that results are made anew when they change."""
+    """A case with its preset spelled out, so that results are made anew when that changes."""
+    env = f"text/{task}"
     return Case(
         task,
         name,
-        LanguageCase(
-            task=f"text/{task}", recipe=name, options=options, arguments={**COMMON, **RECIPES[name], **arguments}
-        ),
+        LanguageCase(task=env, recipe=name, options=options, arguments={**preset(name, {"env": env}), **arguments}),
     )

@@ -43,6 +43,8 @@ class Trajectories:
         start: True at the first step of an episode; None if only the first of every row is.
         state: the policy's recurrent state before the first step of the row, [batch, ...]. For a language model, the
             tokens before it, [batch, prompt] of integers, with -1 where there is none.
+        sampling_state: what the row was sampled after, where that is not ``state``, such as a prompt with a hint; None
+            if it is. Whatever is trained reads ``state``.
         group: rows with equal numbers share a start: the same prompt, or the same reset seed.
         start_id: which prompt or start it was, a name that stays the same over the whole run; -1 for a fresh one.
         advantage: set by an advantage estimator.
@@ -65,6 +67,7 @@ class Trajectories:
     next_value: Float[Tensor, "batch step"] | None = None
     start: Bool[Tensor, "batch step"] | None = None
     state: Tensor | None = None
+    sampling_state: Tensor | None = None
     group: Int[Tensor, " batch"] | None = None
     start_id: Int[Tensor, " batch"] | None = None
     advantage: Float[Tensor, "batch step"] | None = None
@@ -115,7 +118,7 @@ class Trajectories:
         What belongs to a row (group, extras of shape [batch]) is repeated for each of its steps.
         """
         rows, columns = self.mask.shape
-        bare = self.replace(state=None, start=None)
+        bare = self.replace(state=None, sampling_state=None, start=None)
         if self.complete or self.mask.all():
 
             def pick(tensor: Tensor) -> Tensor:
@@ -148,7 +151,7 @@ def joined(batches: Sequence[Trajectories]) -> Trajectories:
     changes: dict[str, Any] = {}
     for name in _FIELDS:
         values = [getattr(batch, name) for batch in batches]
-        if name == "state":  # [batch, ...]: its second dimension is no step, however long it is
+        if name in ("state", "sampling_state"):  # [batch, ...]: its second dimension is no step, however long it is
             changes[name] = None if values[0] is None else _states(values, first.of_tokens)
         elif name == "observation" and first.of_tokens:
             changes[name] = stacked(values, NO_TOKEN)

@@ -34,6 +34,7 @@ from decisionrl.policies.actor_critic import ActorCritic
 from decisionrl.policies.encoders import Activation
 from decisionrl.policies.linear import SoftmaxLinear
 from decisionrl.policies.recurrent import RecurrentActorCritic
+from decisionrl.recipes.presets import TEXT
 from decisionrl.recipes.schedules import linear_decay
 from decisionrl.seeding import generator
 
@@ -41,9 +42,6 @@ if TYPE_CHECKING:
     from decisionrl.llm.world import TextWorld
     from decisionrl.policies.language import LanguagePolicy
     from decisionrl.recipes.language import Language
-
-TEXT = "text/"
-"""How the names of text tasks begin."""
 
 Network = Literal["mlp", "linear"]
 ControlPolicy: TypeAlias = "ActorCritic | RecurrentActorCritic | SoftmaxLinear | LanguagePolicy"

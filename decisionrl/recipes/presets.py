@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec
 
+from decisionrl.envs.text.task import TextTask
 from decisionrl.experiment import Experiment
 
 P = ParamSpec("P")
@@ -84,14 +85,54 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 """Environment id -> recipe -> arguments."""
 
 
+TEXT = "text/"
+"""How the names of text tasks begin."""
+
+RESPONSES = {"groups": 16, "group_size": 8}
+PASSES = {"epochs": 2, "minibatch": 64}
+PROMPTS = {"num_starts": 529}
+
+SMALL_LANGUAGE: Mapping[str, Mapping[str, Any]] = {
+    **{
+        name: {**RESPONSES, **PASSES}
+        for name in ("grpo", "dapo", "gspo", "sapo", "bapo", "capo", "d3s", "hapo", "ares")
+    },
+    **dict.fromkeys(("rloo", "gtpo"), RESPONSES),
+    **{name: {**RESPONSES, **PASSES, **PROMPTS} for name in ("dcpo", "vade")},
+    "xrpo": {"groups": 16, "budget": 128, **PASSES, **PROMPTS},
+    "reinforce": {"episodes": 128, "gamma": 1.0},
+    "remax": {"episodes": 128},
+    "ppo": {"num_envs": 128, "epochs": 2, "minibatch": 192, "gamma": 1.0, "gae_lambda": 1.0},
+    "tppo": {"num_envs": 128, "horizon": 2, "gamma": 1.0, "gae_lambda": 1.0, **PASSES},
+    "spo": {"episodes": 128, **PASSES, **PROMPTS},
+    "riskpo": {"episodes": 125, **PASSES},
+    "segment_spo": {"episodes": 32, "interval": 1, "rollouts": 4, "epochs": 2, "minibatch": 32},
+}
+"""Recipe -> arguments for the small transformer on text tasks: about 128 responses in a batch, of which two passes
+where a recipe has such; prompts are those of modular addition."""
+
+TOKENS: Mapping[str, Any] = {"num_envs": 512, "clip_norm": 1.0, "steps": 500_000}
+
+
+def _on_text(recipe: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The small transformer's settings; a model of one's own has but a learning rate of the usual size."""
+    if arguments.get("model") is None:
+        return {**TOKENS, "learning_rate": 2e-4, **SMALL_LANGUAGE.get(recipe, {})}
+    return {**TOKENS, "learning_rate": 1e-6 if arguments.get("lora_rank") is None else 1e-5}
+
+
 def preset(recipe: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     """What is to be the default where a recipe is called with these arguments; empty if nothing is known.
 
     Those of recipes with two bases are for groups.
     """
     env = arguments.get("env", "CartPole-v1")
+    if isinstance(env, TextTask):
+        return _on_text(recipe, arguments)
     if arguments.get("setting") is not None or arguments.get("base") == "critic" or not isinstance(env, str):
         return {}
+    if env.startswith(TEXT):
+        return _on_text(recipe, arguments)
     return PRESETS.get(env, {}).get(recipe, {})
 
 

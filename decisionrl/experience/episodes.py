@@ -60,7 +60,8 @@ class Played:
     """Episodes in the order of their tasks, [episodes, steps], padded on the right.
 
     ``cut`` [episodes] marks those that nothing but ``max_steps`` has ended. ``state`` is the policy's before the first
-    step, where it is not the initial one of every episode; ``extras`` are more tensors, [episodes, ...].
+    step, where it is not the initial one of every episode; ``extras`` are more tensors, [episodes, ...]. ``log_prob``
+    and ``entropy`` are of the actions when they were sampled, if that is to be believed; else they are worked out.
     """
 
     observation: Observation
@@ -74,6 +75,8 @@ class Played:
     cut: Tensor
     state: Tensor | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    log_prob: Tensor | None = None
+    entropy: Tensor | None = None
 
     @property
     def steps(self) -> Tensor:
@@ -418,12 +421,15 @@ def evaluated(policy: EvaluatingPolicy, played: Played) -> Trajectories:
         action=played.action,
         reward=played.reward,
         mask=played.mask,
-        log_prob=torch.zeros_like(played.reward),
+        log_prob=torch.zeros_like(played.reward) if played.log_prob is None else played.log_prob,
+        entropy=played.entropy,
         terminated=played.terminated,
         truncated=played.truncated,
         state=policy.initial_state(len(played.mask)) if played.state is None else played.state,
         extras=played.extras,
     )
+    if played.log_prob is not None:
+        return batch
     evaluation = policy.evaluate(batch)
     batch = batch.replace(log_prob=evaluation.log_prob, entropy=evaluation.entropy, value=evaluation.value)
     if evaluation.value is None:

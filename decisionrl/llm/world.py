@@ -7,7 +7,7 @@ them in the same way, so that a recipe does not know which of the two it has.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from gymnasium import spaces
@@ -26,6 +26,8 @@ from decisionrl.policies.language import LanguagePolicy
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+LogProbs = Literal["recomputed", "sampled"]
+
 
 class TextWorld:
     """The prompts of a task, or some of them, and what responses to them are worth.
@@ -43,6 +45,8 @@ class TextWorld:
         engine: writes the responses.
         temperature: of single tokens, see :data:`~decisionrl.llm.generation.Temperature`.
         examples: to stand in front of prompts that fail.
+        log_probs: "recomputed" from whole responses, as updates do it, so that ratios are 1 at first; or as they were
+            "sampled" token by token, which saves a pass and differs by rounding. A critic needs the former.
         device: where the tokens are.
 
     Raises:
@@ -62,9 +66,12 @@ class TextWorld:
         engine: Engine = generate,
         temperature: Temperature | None = None,
         examples: SolvedExamples | None = None,
+        log_probs: LogProbs = "recomputed",
         device: torch.device | str = "cpu",
     ) -> None:
         max_tokens = task.max_tokens if max_tokens is None else max_tokens
+        if log_probs not in get_args(LogProbs):
+            raise ValueError(f"log_probs = {log_probs!r}; valid: {', '.join(get_args(LogProbs))}")
         for name, value in (("num_envs", num_envs), ("max_tokens", max_tokens)):
             if value < 1:
                 raise ValueError(f"{name} = {value}; valid: a whole number >= 1")
@@ -74,7 +81,7 @@ class TextWorld:
             raise ValueError(f"{task.name}: the tokenizer has no end token; valid: one with eos_token")
         self.name, self.num_envs, self.task, self.tokenizer = task.name, num_envs, task, tokenizer
         self.max_tokens, self.engine, self.temperature = max_tokens, engine, temperature
-        self.examples = examples
+        self.examples, self.log_probs = examples, log_probs
         self.action_space = self.observation_space = spaces.Discrete(len(tokenizer))
         self._prompts, self._device = prompts, torch.device(device)
         self._end = int(tokenizer.eos_token_id)
@@ -129,6 +136,8 @@ class TextWorld:
         """
         if not tasks:
             raise ValueError("tasks is empty; valid: at least one episode")
+        if self.log_probs == "sampled" and policy.critic is not None:
+            raise ValueError("log_probs = 'sampled'; valid with a critic: 'recomputed'")
         limit = min(self.max_tokens, max_steps or self.max_tokens)
         new = [limit - each.played if more is None else min(more, limit - each.played) for each in tasks]
         prompts = [self.prompt(each.seed) for each in tasks]
@@ -213,6 +222,8 @@ class TextWorld:
             cut=cut,
             state=context,
             extras={"problem": torch.tensor(numbers, device=self.device)},
+            log_prob=written.log_prob if self.log_probs == "sampled" else None,
+            entropy=written.entropy if self.log_probs == "sampled" else None,
         )
 
     def number(self, start: int) -> int:

@@ -75,6 +75,7 @@ class ControlOptions(TypedDict, total=False):
     temperature: float
     gradient_checkpointing: bool
     share_prompts: bool
+    log_probs: Literal["recomputed", "sampled"]
     held_out: float
     seed: int
     device: str
@@ -109,8 +110,8 @@ class Control:
         anneal: lower it linearly to 0 over the run.
         adam_epsilon: of Adam.
         clip_norm: the largest gradient norm.
-        model, lora_rank, temperature, gradient_checkpointing, share_prompts, held_out: of a language model, see
-            :class:`~decisionrl.recipes.language.Language`.
+        model, lora_rank, temperature, gradient_checkpointing, share_prompts, log_probs, held_out: of a
+            language model, see :class:`~decisionrl.recipes.language.Language`.
     """
 
     env: EnvLike | TextTask = "CartPole-v1"
@@ -138,6 +139,7 @@ class Control:
     temperature: float = 1.0
     gradient_checkpointing: bool = False
     share_prompts: bool = False
+    log_probs: Literal["recomputed", "sampled"] = "recomputed"
     held_out: float = 0.0
     seed: int = 0
     device: str = "cpu"
@@ -166,6 +168,7 @@ class Control:
             temperature=self.temperature,
             gradient_checkpointing=self.gradient_checkpointing,
             share_prompts=self.share_prompts,
+            log_probs=self.log_probs,
             held_out=self.held_out,
             num_envs=self.num_envs,
             max_tokens=self.max_steps,

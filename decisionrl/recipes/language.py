@@ -16,7 +16,7 @@ from decisionrl.envs.text.task import TextTask
 from decisionrl.evaluation.language import PassEvaluator
 from decisionrl.evaluation.results import config_hash
 from decisionrl.llm.warm_start import warm_started
-from decisionrl.llm.world import TextWorld
+from decisionrl.llm.world import LogProbs, TextWorld
 from decisionrl.policies.language import LanguagePolicy
 from decisionrl.policies.language_models import load_model
 from decisionrl.seeding import generator
@@ -43,6 +43,7 @@ class Language:
         temperature: of the sampling, and of all log-probabilities.
         gradient_checkpointing: work activations out anew instead of keeping them.
         share_prompts: read a prompt once for all of its responses in a batch; pays where prompts are long.
+        log_probs: "recomputed" or as they were "sampled"; see :class:`~decisionrl.llm.world.TextWorld`.
         held_out: the share of the prompts that are not trained on but measured on; 0: all are both.
         num_envs: responses written side by side.
         max_tokens: of a response; by default the task's.
@@ -59,6 +60,7 @@ class Language:
     temperature: float
     gradient_checkpointing: bool
     share_prompts: bool
+    log_probs: LogProbs
     held_out: float
     num_envs: int
     max_tokens: int | None
@@ -88,6 +90,7 @@ class Language:
             num_envs=num_envs,
             prompts=self.prompts[measured],
             max_tokens=self.max_tokens,
+            log_probs=self.log_probs,
             device=self.device,
         )
 

@@ -189,6 +189,29 @@ def test_a_source_meets_every_prompt_before_any_again() -> None:
     assert orders[0] != orders[1] or orders[1] != orders[2]
 
 
+def test_log_probabilities_may_be_those_of_the_sampling() -> None:
+    policy = model()
+    sources = [
+        EpisodeSource(
+            TextWorld(Echo(), TOKENIZER, log_probs=log_probs),
+            policy,
+            starts=FreshStarts(groups=5, group_size=8),
+        )
+        for log_probs in ("recomputed", "sampled")
+    ]
+    one, other = (source.sample() for source in sources)
+    assert torch.equal(one.action, other.action)
+    assert one.entropy is not None
+    assert other.entropy is not None
+    torch.testing.assert_close(one.log_prob[one.mask], other.log_prob[one.mask], atol=1e-5, rtol=0)
+    torch.testing.assert_close(one.entropy[one.mask], other.entropy[one.mask], atol=1e-5, rtol=0)
+    critic = LanguagePolicy(policy.model, value="shared")
+    with pytest.raises(ValueError, match="log_probs = 'sampled'; valid with a critic: 'recomputed'"):
+        TextWorld(Echo(), TOKENIZER, log_probs="sampled").play(critic, [Task(0)], generator=None)
+    with pytest.raises(ValueError, match="log_probs = 'guessed'"):
+        TextWorld(Echo(), TOKENIZER, log_probs="guessed")  # type: ignore[arg-type]
+
+
 def test_batches_of_different_lengths_are_joined_by_what_is_no_token() -> None:
     policy = model()
     short, long = played(["b."], [Task(0)]), played(["bbbb."], [Task(4)])

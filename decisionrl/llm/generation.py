@@ -42,14 +42,15 @@ class Generated:
         token: -1 where there is none.
         mask: the policy's own tokens; the others that are there are replies of the environment.
         log_prob: of the own tokens when they were sampled, at the policy's temperature; else 0.
-        entropy: in nats, of what the own tokens were sampled from, at the policy's temperature; else 0.
+        entropy: in nats, of what the own tokens were sampled from, at the policy's temperature; else 0. None where the
+            engine does not say.
         finished: the response ended by itself, not because it had as many tokens as allowed.
     """
 
     token: Int[Tensor, "batch step"]
     mask: Bool[Tensor, "batch step"]
     log_prob: Float[Tensor, "batch step"]
-    entropy: Float[Tensor, "batch step"]
+    entropy: Float[Tensor, "batch step"] | None
     finished: Bool[Tensor, " batch"]
 
 

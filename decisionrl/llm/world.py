@@ -272,6 +272,6 @@ def _joined(parts: Sequence[Generated]) -> Generated:
         token=stacked("token", NO_TOKEN),
         mask=stacked("mask", False),
         log_prob=stacked("log_prob", 0.0),
-        entropy=stacked("entropy", 0.0),
+        entropy=None if parts[0].entropy is None else stacked("entropy", 0.0),
         finished=torch.cat([each.finished for each in parts]),
     )

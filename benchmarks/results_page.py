@@ -15,6 +15,7 @@ from pathlib import Path
 
 from decisionrl.benchmarks.control_page import control_sections
 from decisionrl.benchmarks.icrl_page import CURVES_IMAGE, context_curves, icrl_sections
+from decisionrl.benchmarks.llm_page import llm_sections
 from decisionrl.benchmarks.page_tables import number
 from decisionrl.benchmarks.preferences_page import preferences_sections
 from decisionrl.benchmarks.robotics_page import LADDER_IMAGE, context_ladder, robotics_sections
@@ -61,14 +62,14 @@ TARGETS = [
 
 
 def page(results: Path) -> str:
-    """The page as markdown, from RESULTS/{inventory,control,robust,preferences,robotics,icrl}-* and
+    """The page as markdown, from RESULTS/{inventory,control,robust,preferences,robotics,icrl,llm}-* and
     RESULTS/speed-*."""
     quick, full = (_rows(results / f"inventory-{profile}") for profile in ("quick", "full"))
     parts = [
         "# Results",
         "Every number comes from a `results.json` under `benchmarks/results/`, written by `decisionrl bench` "
-        "(`inventory`, `control`, `robust`, `preferences`, `robotics`, `icrl`), or by a script of `benchmarks/speed/`; "
-        "this page is made from them by `python -m decisionrl.benchmarks.results_page`. Gaps are relative to the "
+        "(`inventory`, `control`, `robust`, `preferences`, `robotics`, `icrl`, `llm`), or by a script of "
+        "`benchmarks/speed/`; this page is made from them by `python -m decisionrl.benchmarks.results_page`. Gaps are relative to the "
         "reference, positive is worse, with 95 % intervals; a control of known cost is paired on the same demand where "
         "there is one.",
         _provenance(results),
@@ -100,6 +101,8 @@ def page(results: Path) -> str:
         *robotics_sections(_rows(results / "robotics-quick"), "quick"),
         *icrl_sections(_rows(results / "icrl-full"), "full", read_series(results / "icrl-full")),
         *icrl_sections(_rows(results / "icrl-quick"), "quick"),
+        *llm_sections(_rows(results / "llm-full"), "full"),
+        *llm_sections(_rows(results / "llm-quick"), "quick"),
         *_speed(results),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -302,6 +305,14 @@ SPEED_NOTES = {
     "speed-preferences": "Updates of contrastive preference learning on the same segments, 96 pairs of 64 steps, on "
     "one thread, drawing the batch included: a plain loop's seconds over the library's, the median of the rounds with "
     "the smallest and largest. `loss` is the library's on one batch beside the plain loop's, with the same weights.",
+    "speed-llm": "A step of GRPO on a small Llama beside TRL's, on one thread: 8 responses of equal length to each of "
+    "8 prompts, their rewards, and an optimizer step on all. `ours` takes log-probabilities as they were sampled; "
+    "`recomputed` works them out anew first. `speedup`: TRL's seconds over the library's.",
+    "speed-prefix-sharing": "The loss and gradients of G responses of 128 tokens to a prompt of L, on a Llama of four "
+    "layers: one forward of the prompt for all responses beside one for each. `peak_gb` is memory beyond model and "
+    "gradients, `memory` the ratio.",
+    "speed-token-log-probs": "Log-probabilities and entropies of tokens with their gradients, without all logits in "
+    "memory, beside the plain form. `memory` is the peak over the plain form's, in fresh processes.",
 }
 """What a speed suite's rows mean."""
 

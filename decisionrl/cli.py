@@ -25,6 +25,7 @@ SUITES = {
     "preferences": "decisionrl.benchmarks.preferences",
     "robotics": "decisionrl.benchmarks.robotics",
     "icrl": "decisionrl.benchmarks.icrl",
+    "llm": "decisionrl.benchmarks.llm",
 }
 """Suite name -> module with ``cases(profile, data) -> list[Case]``."""
 

@@ -1,0 +1,93 @@
+"""The suite of language models: its cases, a small run from a warm start to a report, and what its page says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from decisionrl.benchmarks.llm import LanguageCase, cases
+from decisionrl.benchmarks.llm_page import llm_sections
+from decisionrl.benchmarks.suite import Case, run_suite
+from decisionrl.cli import SUITES
+from decisionrl.envs.text import TASKS
+from decisionrl.evaluation.results import Row, read_results
+from decisionrl.recipes import ON_ENVIRONMENTS
+
+pytest.importorskip("transformers")
+
+
+def test_every_recipe_on_every_task() -> None:
+    assert SUITES["llm"] == "decisionrl.benchmarks.llm"
+    full = cases("full", None)
+    assert len({(case.name, case.method) for case in full}) == len(full)
+    assert {case.method for case in full} == set(ON_ENVIRONMENTS)
+    for case in full:
+        assert isinstance(case.run, LanguageCase)
+        assert case.run.task in TASKS
+        assert case.run.arguments["steps"] == 500_000
+
+
+def test_a_small_run(tmp_path: Path) -> None:
+    case = LanguageCase(
+        task="text/modular-addition",
+        recipe="grpo",
+        options={"modulus": 5},
+        arguments={"groups": 4, "group_size": 4, "num_envs": 64, "steps": 300},
+    )
+    out = tmp_path / "out"
+    status = run_suite(
+        "llm",
+        [Case("modular-addition", "grpo", case)],
+        profile="quick",
+        only=(),
+        seeds=1,
+        jobs=1,
+        device="cpu",
+        data=None,
+        out=out,
+        json_output=False,
+    )
+    assert status == 0
+    rows = {row.metric: row for row in read_results(out)}
+    assert {"pass_1", "pass_8", "mean_reward", "warm_start", "entropy", "gradient_norm", "wall_seconds"} <= rows.keys()
+    assert 0 <= rows["pass_1"].value <= rows["pass_8"].value <= 1  # type: ignore[operator]
+    assert rows["pass_1"].value == rows["mean_reward"].value, "a reward is 0 or 1"
+    assert rows["pass_1"].n == 25
+    assert list((out / "data").iterdir())
+
+
+def row(method: str, seed: int, value: float, metric: str = "pass_1") -> Row:
+    return Row.build(
+        suite="llm",
+        case="sums",
+        method=method,
+        seed=seed,
+        metric=metric,
+        value=value,
+        low=None,
+        high=None,
+        n=None,
+        reference=None,
+        reference_kind="none",
+        better="higher",
+        seconds=None,
+        device="cpu",
+        version="1",
+    )
+
+
+def test_the_page_says_which_are_better_and_which_cannot_be_told() -> None:
+    rows = [row("grpo", seed, 0.5 + 0.01 * seed) for seed in range(3)]
+    rows += [row("dapo", seed, 0.6 + 0.011 * seed) for seed in range(3)]
+    rows += [row("rloo", seed, 0.45 + 0.009 * seed) for seed in range(3)]
+    rows += [row("sapo", seed, value) for seed, value in enumerate((0.2, 0.9, 0.55))]
+    rows += [row("grpo", 0, 1000.0, "tokens_to_90"), row("grpo", 2, 3000.0, "tokens_to_90")]
+    text = "\n".join(llm_sections(rows, "full"))
+    lines = {each.split("|")[1].strip(): each for each in text.splitlines() if each.startswith("| ")}
+    assert list(lines)[1:] == ["dapo", "sapo", "grpo", "rloo"]
+    assert "better" in lines["dapo"]
+    assert "worse" in lines["rloo"]
+    assert "not told apart" in lines["sapo"]
+    assert "2,000 (2 of 3)" in lines["grpo"]
+    assert llm_sections([], "full") == []

@@ -69,9 +69,9 @@ def page(results: Path) -> str:
         "# Results",
         "Every number comes from a `results.json` under `benchmarks/results/`, written by `decisionrl bench` "
         "(`inventory`, `control`, `robust`, `preferences`, `robotics`, `icrl`, `llm`), or by a script of "
-        "`benchmarks/speed/`; this page is made from them by `python -m decisionrl.benchmarks.results_page`. Gaps are relative to the "
-        "reference, positive is worse, with 95 % intervals; a control of known cost is paired on the same demand where "
-        "there is one.",
+        "`benchmarks/speed/`; this page is made from them by `python -m decisionrl.benchmarks.results_page`. Gaps are "
+        "relative to the reference, positive is worse, with 95 % intervals; a control of known cost is paired on the "
+        "same demand where there is one.",
         _provenance(results),
         "## Inventory: targets",
         _targets(quick, full),

@@ -73,7 +73,7 @@ def list_command(kind: str | None, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("recipe")
-@click.option("--env", help="Gymnasium id or module:Class, for recipes on Gymnasium environments.")
+@click.option("--env", help="Gymnasium id, module:Class or text/NAME, for recipes on environments.")
 @click.option("--setting", help="Inventory setting: a shipped name or a .toml file.")
 @click.option(
     "--data",
@@ -119,6 +119,7 @@ def train(
     decisionrl train hdpo --setting one_store_lost --set policy=mlp
     decisionrl train ppo --env CartPole-v1
     decisionrl train ppo --env my_module:MyEnv --steps 200000
+    decisionrl train grpo --env text/modular-addition
     decisionrl train cpl --data lab/point
     decisionrl train ptp --data lab/return-side
     """
@@ -541,8 +542,13 @@ def _catalogue(kind: str) -> dict[str, str]:
         return {name: _recipe_line(metadata(name)) for name in RECIPES}
     if kind == "envs":
         from decisionrl.envs.inventory.setting import available_settings, setting_title
+        from decisionrl.envs.text import TASKS
 
-        return {name: setting_title(name) for name in available_settings()}
+        texts = {name: importlib.import_module(module).__doc__ or "" for name, (module, _) in TASKS.items()}
+        return {
+            **{name: setting_title(name) for name in available_settings()},
+            **{name: text.splitlines()[0] for name, text in texts.items()},
+        }
     if kind == "policies":
         from decisionrl.recipes.inventory_policies import BUILDERS
 

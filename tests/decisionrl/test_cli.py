@@ -52,6 +52,7 @@ def test_list_as_json(run: Any) -> None:
     assert list(content) == ["recipes", "envs", "policies", "suites", "datasets"]
     assert "arXiv 2306.11246" in content["recipes"]["hdpo"]
     assert content["envs"]["one_store_lost"]
+    assert content["envs"]["text/sorting"] == "Sorting of digits."
     assert {"mlp", "gnn", "base_stock", "just_in_time"} <= content["policies"].keys()
     assert all(content["policies"].values())
     assert "inventory" in content["suites"]

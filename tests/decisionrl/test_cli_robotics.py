@@ -174,7 +174,7 @@ WRONG: dict[str, tuple[Any, list[str], list[str]]] = {
         ["past_tokens = 'predicted'", "valid: predict, unsupervised, absent"],
     ),
     "no such network": (None, ["ptp", "--set", "network=mlp"], ["network = 'mlp'", "valid: transformer, unet"]),
-    "no such sizes": (None, ["ptp", "--set", "sizes=small"], ["sizes = 'small'", "valid: paper, cpu"]),
+    "no such sizes": (None, ["ptp", "--set", "sizes=small"], ["sizes = 'small'", "valid: paper, medium, cpu"]),
     "no such remedy": (
         None,
         ["ptp", "--set", "constant_actions=drop"],

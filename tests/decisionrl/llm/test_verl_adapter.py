@@ -27,7 +27,7 @@ from decisionrl.policies.evaluation import Evaluation
 from decisionrl.recipes import metadata, recipe
 
 MODULE = "decisionrl.llm.verl"
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @dataclass

@@ -537,7 +537,7 @@ def test_whole_numbers_are_no_actions_of_a_diffusion(tmp_path: Path) -> None:
         ({"past_steps": 1, "past_tokens": "absent"}, "past_steps = 1; valid: None, or with past_tokens = 'predict'"),
         ({"head": "score"}, "head = 'score'; valid: diffusion, regression"),
         ({"network": "mlp"}, "network = 'mlp'; valid: transformer, unet"),
-        ({"sizes": "big"}, "sizes = 'big'; valid: paper, cpu"),
+        ({"sizes": "big"}, "sizes = 'big'; valid: paper, medium, cpu"),
         ({"action_steps": 4}, "action_steps = 4; valid: 1 to future = 3"),
         ({"action_steps": 0}, "action_steps = 0; valid: 1 to future = 3"),
         ({"candidates": 0}, "candidates = 0; valid: 1, or more with"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
@@ -323,6 +324,19 @@ class EpisodeSource:
         self._batch: Trajectories | None = None
 
     def sample(self) -> Trajectories:
+        """A batch; if the world fails, the next one begins where this one did.
+
+        Raises:
+            EnvironmentFault: the world failed.
+        """
+        before = deepcopy(self._state())
+        try:
+            return self._sample()
+        except EnvironmentFault:
+            self._load(before)
+            raise
+
+    def _sample(self) -> Trajectories:
         self.steps_per_sample = 0
         with torch.no_grad():
             rounds: list[Trajectories] = []
@@ -349,20 +363,25 @@ class EpisodeSource:
             self._batch = None
 
     def state_dict(self) -> dict[str, Any]:
+        return {**self._state(), "pipeline": states(self.pipeline)}
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+        self._load(state)
+        load_states(self.pipeline, state["pipeline"])
+
+    def _state(self) -> dict[str, Any]:
         return {
             "starts": self.starts.state_dict(),
             "choice": self._choice.get_state(),
             "noise": self._noise.get_state(),
             "episodes": self._episodes.state_dict(),
-            "pipeline": states(self.pipeline),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None:
+    def _load(self, state: Mapping[str, Any]) -> None:
         self.starts.load_state_dict(state["starts"])
         self._choice.set_state(state["choice"])
         self._noise.set_state(state["noise"].cpu())
         self._episodes.load_state_dict(state["episodes"])
-        load_states(self.pipeline, state["pipeline"])
 
     def seed_of(self, start: int) -> int:
         """The reset seed that belongs to a start. Where there are but so many, each is met once before any is met

@@ -36,6 +36,7 @@ def warm_start(
     limit: int = 5000,
     every: int = 10,
     responses: int = 256,
+    measured: TextWorld | None = None,
     seed: int = 0,
     progress: Callable[[int, float], None] | None = None,
 ) -> float:
@@ -48,6 +49,7 @@ def warm_start(
         batch, learning_rate: of Adam.
         limit: updates at most; there is a warning if they do not suffice.
         every: updates between measurements, of a response to each of as many prompts as ``responses``.
+        measured: whose prompts they answer; by default those that are imitated.
         progress: told the updates so far and the share.
 
     Raises:
@@ -68,7 +70,7 @@ def warm_start(
     share = 0.0
     for update in range(limit):
         if update % every == 0:
-            share = sampled_rewards(policy, world, prompts=responses, samples=1, seed=seed).mean().item() / best
+            share = sampled_rewards(policy, measured or world, prompts=responses, samples=1, seed=seed).mean().item() / best
             if progress is not None:
                 progress(update, share)
             if share >= target:
@@ -78,11 +80,11 @@ def warm_start(
     return share
 
 
-def warm_started(task: TextTask, directory: Path, *, seed: int, shown: float = 0.4) -> Path:
+def warm_started(task: TextTask, directory: Path, *, seed: int, shown: float = 0.5) -> Path:
     """The directory with a small transformer that :func:`warm_start` has trained, and its tokenizer; made where it is
     not there yet.
 
-    shown: the share of the prompts that are imitated, where their number is finite.
+    shown: the share of the prompts that are imitated, where their number is finite; all are measured.
 
     Raises:
         ValueError: the task has no alphabet.
@@ -96,7 +98,9 @@ def warm_started(task: TextTask, directory: Path, *, seed: int, shown: float = 0
         len(tokenizer), context=PROMPT_TOKENS + task.max_tokens, generator=generator(seed, "language model")
     )
     prompts = None if task.num_prompts is None else split(task, train_share=shown, seed=seed)[0]
-    warm_start(LanguagePolicy(model), TextWorld(task, tokenizer, num_envs=256, prompts=prompts), seed=seed)
+    world = TextWorld(task, tokenizer, num_envs=256)
+    imitated = world if prompts is None else TextWorld(task, tokenizer, num_envs=256, prompts=prompts)
+    warm_start(LanguagePolicy(model), imitated, measured=world, seed=seed)
     partial = directory.with_name(f".{directory.name}.{os.getpid()}.part")
     shutil.rmtree(partial, ignore_errors=True)
     with quietly():

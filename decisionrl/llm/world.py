@@ -85,6 +85,7 @@ class TextWorld:
         self.action_space = self.observation_space = spaces.Discrete(len(tokenizer))
         self._prompts, self._device = prompts, torch.device(device)
         self._end = int(tokenizer.eos_token_id)
+        self._unrewarded: tuple[Any, Generated, Any] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -129,6 +130,8 @@ class TextWorld:
         those of a prefix included, is cut, and so is one with ``more`` tokens besides those of a prefix; it has no
         reward.
 
+        If the rewards fail, the responses are kept, and the same call from the same state rewards those.
+
         Raises:
             ValueError: there is no task, or a prompt is empty.
             ContextLengthError: a prompt and a response may be longer than the model can read.
@@ -141,14 +144,21 @@ class TextWorld:
         limit = min(self.max_tokens, max_steps or self.max_tokens)
         new = [limit - each.played if more is None else min(more, limit - each.played) for each in tasks]
         prompts = [self.prompt(each.seed) for each in tasks]
-        context = padded([self._asked(*pair) + _tokens(pair[0].prefix) for pair in zip(tasks, prompts, strict=True)])
-        context = context.to(self.device)
-        allowed = torch.tensor(new, device=self.device)
-        written = [
-            self._written(policy, tasks[i : i + self.num_envs], context[i : i + self.num_envs], allowed[i:], generator)
-            for i in range(0, len(tasks), self.num_envs)
-        ]
-        played = self._played(tasks, context, _joined(written))
+        asked = [self._asked(*pair) + _tokens(pair[0].prefix) for pair in zip(tasks, prompts, strict=True)]
+        context, allowed = padded(asked).to(self.device), torch.tensor(new, device=self.device)
+        request = asked, new, _moment(policy, generator)
+        kept, self._unrewarded = self._unrewarded, None
+        if kept is None or kept[0] != request:
+            written = self._write(policy, tasks, context, allowed, generator)
+            kept = request, written, None if generator is None else generator.get_state()
+        _, written, after = kept
+        if generator is not None:
+            generator.set_state(after)
+        try:
+            played = self._played(tasks, context, written)
+        except Exception:
+            self._unrewarded = kept
+            raise
         if self.examples is not None:
             self._heard(tasks, prompts, played)
         return played
@@ -168,6 +178,18 @@ class TextWorld:
             [played.outcome[i].item() for i in whole],
         )
 
+    def _write(
+        self,
+        policy: LanguagePolicy,
+        tasks: Sequence[Task],
+        context: Tensor,
+        allowed: Tensor,
+        generator: torch.Generator | None,
+    ) -> Generated:
+        """All responses, ``num_envs`` of them side by side."""
+        parts = [slice(i, i + self.num_envs) for i in range(0, len(tasks), self.num_envs)]
+        return _joined([self._written(policy, tasks[p], context[p], allowed[p], generator) for p in parts])
+
     def _written(
         self,
         policy: LanguagePolicy,
@@ -185,7 +207,7 @@ class TextWorld:
         return self.engine(
             policy,
             context,
-            max_tokens=allowed[: len(tasks)],
+            max_tokens=allowed,
             stop=[self._end],
             generator=generator,
             temperature=self.temperature,
@@ -245,6 +267,12 @@ def padded(rows: Sequence[Sequence[int]]) -> Int[Tensor, "batch step"]:
     """Rows of tokens as a tensor, with -1 where a row has ended."""
     longest = max(map(len, rows))
     return torch.tensor([[*row, *[NO_TOKEN] * (longest - len(row))] for row in rows], dtype=torch.int64)
+
+
+def _moment(policy: LanguagePolicy, generator: torch.Generator | None) -> tuple[int, bytes]:
+    """What tells a second attempt from the next batch: how often weights have changed, and where randomness is."""
+    changes = sum(parameter._version for parameter in policy.parameters())
+    return changes, b"" if generator is None else generator.get_state().numpy().tobytes()
 
 
 def _tokens(prefix: Tensor | None) -> list[int]:

@@ -42,7 +42,12 @@ class PromptError(ValueError):
 
 
 class RewardFunctionError(EnvironmentFault):
-    """A reward function that failed or returned what is no reward; names the function and the row."""
+    """A reward function that failed or returned what is no reward; names the function and the row.
+
+    responses: the whole batch that was to be rewarded, as (index of the prompt, text).
+    """
+
+    responses: Sequence[tuple[int, str]] = ()
 
 
 class Rows(Protocol):
@@ -164,18 +169,11 @@ class PromptTask(TextTaskDefaults):
         arguments = self._arguments(indices, responses)
         if tokens is not None:
             arguments["completion_ids"] = [list(each) for each in tokens]
-        weights = [1.0] * len(self.reward_functions) if self.weights is None else self.weights
-        totals, judged = [0.0] * len(indices), [False] * len(indices)
-        for function, weight in zip(self.reward_functions, weights, strict=True):
-            for i, score in enumerate(_scores(function, arguments, indices)):
-                if score is not None:
-                    totals[i] += weight * score
-                    judged[i] = True
-        if not all(judged):
-            names = ", ".join(map(_name, self.reward_functions))
-            row = indices[judged.index(False)]
-            raise RewardFunctionError(f"{names}: None for row {row}; valid: a number from at least one function")
-        return totals
+        try:
+            return self._weighted(arguments, indices)
+        except RewardFunctionError as error:
+            error.responses = list(zip(indices, responses, strict=True))
+            raise
 
     def demonstration(self, index: int, generator: torch.Generator, /) -> str:
         """The column ``completion``, or the content of the one message in it.
@@ -189,6 +187,20 @@ class PromptTask(TextTaskDefaults):
         if not isinstance(completion, str):
             raise PromptError(f"{self.name}, row {index}: completion = {completion!r}; valid: a text, or one message")
         return completion
+
+    def _weighted(self, arguments: Mapping[str, list[Any]], indices: Sequence[int]) -> list[float]:
+        weights = [1.0] * len(self.reward_functions) if self.weights is None else self.weights
+        totals, judged = [0.0] * len(indices), [False] * len(indices)
+        for function, weight in zip(self.reward_functions, weights, strict=True):
+            for i, score in enumerate(_scores(function, arguments, indices)):
+                if score is not None:
+                    totals[i] += weight * score
+                    judged[i] = True
+        if not all(judged):
+            names = ", ".join(map(_name, self.reward_functions))
+            row = indices[judged.index(False)]
+            raise RewardFunctionError(f"{names}: None for row {row}; valid: a number from at least one function")
+        return totals
 
     def _arguments(self, indices: Sequence[int], responses: Sequence[str]) -> dict[str, list[Any]]:
         """What reward functions are called with."""

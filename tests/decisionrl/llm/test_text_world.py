@@ -14,7 +14,7 @@ from decisionrl.envs.text.tokenizer import character_tokenizer, encode
 from decisionrl.experience.branching import Tree
 from decisionrl.experience.episodes import EpisodeSource, Played, Task, evaluated, play
 from decisionrl.experience.trajectories import joined
-from decisionrl.llm.generation import Generated
+from decisionrl.llm.generation import Generated, generate
 from decisionrl.llm.responses import Demonstrations, responses
 from decisionrl.llm.warm_start import warm_start, warm_started
 from decisionrl.llm.windows import TokenWindows
@@ -245,8 +245,46 @@ def test_a_reward_function_that_fails_is_named() -> None:
         raise KeyError("answer")
 
     task = PromptTask(rows=[{"prompt": "ab"}], reward_functions=[careless], max_tokens=4)
-    with pytest.raises(RewardFunctionError, match=r"careless, rows 0: KeyError: 'answer'"):
+    with pytest.raises(RewardFunctionError, match=r"careless, rows 0: KeyError: 'answer'") as failed:
         world(["b."], task=task)[0].play(model(), [Task(0)], generator=None)
+    assert failed.value.responses == [(0, "b")]
+
+
+def test_a_reward_function_that_fails_does_not_lose_the_responses() -> None:
+    broken, written = False, 0
+
+    def sometimes(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        if broken:
+            raise TimeoutError("no sandbox")
+        return [float("b" in each) for each in completions]
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal written
+        written += 1
+        return generate(*arguments, **options)
+
+    def source() -> EpisodeSource:
+        policy = model()
+        task = PromptTask(rows=[{"prompt": each} for each in ("ab", "cb", "a")], reward_functions=[sometimes])
+        playing = TextWorld(task, TOKENIZER, num_envs=4, max_tokens=4, engine=counted)
+        return EpisodeSource(playing, policy, starts=FreshStarts(groups=2, group_size=4), seed=3)
+
+    wanted = source()
+    first, second = wanted.sample(), wanted.sample()
+    assert written == 4
+    failing = source()
+    assert torch.equal(failing.sample().action, first.action)
+    broken = True
+    for _ in range(2):
+        with pytest.raises(RewardFunctionError, match="TimeoutError: no sandbox"):
+            failing.sample()
+    assert written == 8
+    broken = False
+    again = failing.sample()
+    assert written == 8
+    assert torch.equal(again.action, second.action)
+    assert torch.equal(again.reward, second.reward)
+    assert torch.equal(failing.sample().action, wanted.sample().action)
 
 
 def test_reward_functions_see_the_tokens() -> None:

@@ -143,7 +143,8 @@ class TextWorld:
             raise ValueError("log_probs = 'sampled'; valid with a critic: 'recomputed'")
         limit = min(self.max_tokens, max_steps or self.max_tokens)
         new = [limit - each.played if more is None else min(more, limit - each.played) for each in tasks]
-        prompts = [self.prompt(each.seed) for each in tasks]
+        texts = {start: self.prompt(start) for start in dict.fromkeys(each.seed for each in tasks)}
+        prompts = [texts[each.seed] for each in tasks]
         asked = [self._asked(*pair) + _tokens(pair[0].prefix) for pair in zip(tasks, prompts, strict=True)]
         context, allowed = padded(asked).to(self.device), torch.tensor(new, device=self.device)
         request = asked, new, _moment(policy, generator)

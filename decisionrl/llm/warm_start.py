@@ -70,7 +70,8 @@ def warm_start(
     share = 0.0
     for update in range(limit):
         if update % every == 0:
-            share = sampled_rewards(policy, measured or world, prompts=responses, samples=1, seed=seed).mean().item() / best
+            rewards = sampled_rewards(policy, measured or world, prompts=responses, samples=1, seed=seed)
+            share = rewards.mean().item() / best
             if progress is not None:
                 progress(update, share)
             if share >= target:

@@ -7,6 +7,7 @@ them in the same way, so that a recipe does not know which of the two it has.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -27,6 +28,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LogProbs = Literal["recomputed", "sampled"]
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """Responses to a request, and the generator's state after them."""
+
+    request: tuple[Any, ...]
+    written: Generated
+    after: Tensor | None
 
 
 class TextWorld:
@@ -85,7 +95,7 @@ class TextWorld:
         self.action_space = self.observation_space = spaces.Discrete(len(tokenizer))
         self._prompts, self._device = prompts, torch.device(device)
         self._end = int(tokenizer.eos_token_id)
-        self._unrewarded: tuple[Any, Generated, Any] | None = None
+        self._unrewarded: _Attempt | None = None
 
     @property
     def device(self) -> torch.device:
@@ -148,17 +158,16 @@ class TextWorld:
         asked = [self._asked(*pair) + _tokens(pair[0].prefix) for pair in zip(tasks, prompts, strict=True)]
         context, allowed = padded(asked).to(self.device), torch.tensor(new, device=self.device)
         request = asked, new, _moment(policy, generator)
-        kept, self._unrewarded = self._unrewarded, None
-        if kept is None or kept[0] != request:
+        attempt, self._unrewarded = self._unrewarded, None
+        if attempt is None or attempt.request != request:
             written = self._write(policy, tasks, context, allowed, generator)
-            kept = request, written, None if generator is None else generator.get_state()
-        _, written, after = kept
-        if generator is not None:
-            generator.set_state(after)
+            attempt = _Attempt(request, written, None if generator is None else generator.get_state())
+        if generator is not None and attempt.after is not None:
+            generator.set_state(attempt.after)
         try:
-            played = self._played(tasks, context, written)
+            played = self._played(tasks, context, attempt.written)
         except Exception:
-            self._unrewarded = kept
+            self._unrewarded = attempt
             raise
         if self.examples is not None:
             self._heard(tasks, prompts, played)

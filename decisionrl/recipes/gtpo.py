@@ -44,8 +44,8 @@ def gtpo(
 ) -> Experiment:
     """One step on ``-lambda_t (R - mean R - entropy_weight <H>) log pi(a_t | s_t)``, mean over steps, then episodes.
 
-    lambda_t is 0 (bad episodes) or 2 (good ones) on the steps with equal observation and action that good and bad
-    episodes of a group have in common, from the first on or back from the last. <H> is the mean entropy over an
+    lambda_t is 0 (bad episodes) or 2 (good ones) on the steps with equal observation and action (on text: equal
+    tokens) that good and bad episodes of a group have in common, from the first on or back from the last. <H> is the mean entropy over an
     episode; above entropy_threshold the episode does not count, unless the initial policy's was above it, too.
     reward_scale: brings returns to the unit of the entropy (the paper's rewards are about 1).
     """
@@ -63,7 +63,7 @@ def gtpo(
             pipeline=[
                 ScaleReward(factor=reward_scale),
                 EntropyShaped(gamma=entropy_weight, threshold=entropy_threshold),
-                ConflictWeights(key=observation_and_action),
+                ConflictWeights(key=observation_and_action if control.language is None else None),
             ],
             seed=control.seed,
         ),

@@ -8,6 +8,7 @@ import torch
 
 from decisionrl.envs.text import TextTask, make_task
 from decisionrl.llm.warm_start import warm_started
+from decisionrl.pipeline.weights import ConflictWeights
 from decisionrl.policies.language import LanguagePolicy
 from decisionrl.recipes import ON_ENVIRONMENTS, recipe
 from decisionrl.trainer import Trainer
@@ -58,3 +59,12 @@ def test_it_trains_a_language_model(name: str, model: Path) -> None:
     assert all(tensor.isfinite().all() for tensor in after.values())
     assert 0 <= float(trainer.metrics["episode_return"]) <= 1
     assert 1 <= float(trainer.metrics["episode_length"]) <= 3
+
+
+def test_gtpo_takes_equal_tokens_for_equal_steps_on_text(model: Path) -> None:
+    experiment = recipe("gtpo")(env=TASK, env_options=OPTIONS, model=str(model), groups=2, group_size=2)
+    (conflicts,) = (step for step in experiment.source.pipeline if isinstance(step, ConflictWeights))
+    assert conflicts.key is None
+    experiment = recipe("gtpo")(env="CartPole-v1", groups=2, group_size=2)
+    (conflicts,) = (step for step in experiment.source.pipeline if isinstance(step, ConflictWeights))
+    assert conflicts.key is not None

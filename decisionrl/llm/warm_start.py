@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
-from decisionrl.envs.text import TextTask, split
+from decisionrl.envs.text import TextTask
 from decisionrl.envs.text.tokenizer import character_tokenizer
 from decisionrl.evaluation.language import sampled_rewards
 from decisionrl.experience.datasets import DatasetSource
@@ -36,7 +38,6 @@ def warm_start(
     limit: int = 5000,
     every: int = 10,
     responses: int = 256,
-    measured: TextWorld | None = None,
     seed: int = 0,
     progress: Callable[[int, float], None] | None = None,
 ) -> float:
@@ -49,7 +50,6 @@ def warm_start(
         batch, learning_rate: of Adam.
         limit: updates at most; there is a warning if they do not suffice.
         every: updates between measurements, of a response to each of as many prompts as ``responses``.
-        measured: whose prompts they answer; by default those that are imitated.
         progress: told the updates so far and the share.
 
     Raises:
@@ -70,7 +70,7 @@ def warm_start(
     share = 0.0
     for update in range(limit):
         if update % every == 0:
-            rewards = sampled_rewards(policy, measured or world, prompts=responses, samples=1, seed=seed)
+            rewards = sampled_rewards(policy, world, prompts=responses, samples=1, seed=seed)
             share = rewards.mean().item() / best
             if progress is not None:
                 progress(update, share)
@@ -81,11 +81,14 @@ def warm_start(
     return share
 
 
-def warm_started(task: TextTask, directory: Path, *, seed: int, shown: float = 0.5) -> Path:
+def warm_started(
+    task: TextTask, directory: Path, *, seed: int, prompts: Int[Tensor, " prompts"] | None = None
+) -> Path:
     """The directory with a small transformer that :func:`warm_start` has trained, and its tokenizer; made where it is
     not there yet.
 
-    shown: the share of the prompts that are imitated, where their number is finite; all are measured.
+    prompts: the numbers of those that are imitated; by default all. One that was not tends to be answered in a single
+    way, and if that is wrong no reward is ever met from which to learn another.
 
     Raises:
         ValueError: the task has no alphabet.
@@ -98,10 +101,7 @@ def warm_started(task: TextTask, directory: Path, *, seed: int, shown: float = 0
     model = tiny_model(
         len(tokenizer), context=PROMPT_TOKENS + task.max_tokens, generator=generator(seed, "language model")
     )
-    prompts = None if task.num_prompts is None else split(task, train_share=shown, seed=seed)[0]
-    world = TextWorld(task, tokenizer, num_envs=256)
-    imitated = world if prompts is None else TextWorld(task, tokenizer, num_envs=256, prompts=prompts)
-    warm_start(LanguagePolicy(model), imitated, measured=world, seed=seed)
+    warm_start(LanguagePolicy(model), TextWorld(task, tokenizer, num_envs=256, prompts=prompts), seed=seed)
     partial = directory.with_name(f".{directory.name}.{os.getpid()}.part")
     shutil.rmtree(partial, ignore_errors=True)
     with quietly():

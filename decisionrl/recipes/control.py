@@ -347,6 +347,8 @@ class Control:
         optimizer: by default :meth:`optimizer`. options: the recipe's own arguments, for the config. on_progress: told
         how far the training is.
         """
+        if options.get("group_size") == 1:
+            raise ValueError("group_size = 1; valid: at least 2, since episodes of a group are compared with each other")
         optimizer = optimizer or self.optimizer(policy)
         learner = GradientLearner(policy, objective, optimizer, clip_norm=self.clip_norm)
         if self.anneal:

@@ -113,14 +113,16 @@ class Language:
 
     @cached_property
     def _loaded(self) -> tuple[PreTrainedModel | PeftModel, PreTrainedTokenizerBase]:
-        return load_model(self._directory, lora_rank=self.lora_rank, generator=generator(self.seed, "adapters"))
+        try:
+            return load_model(self._directory, lora_rank=self.lora_rank, generator=generator(self.seed, "adapters"))
+        except FileNotFoundError as error:
+            raise ValueError(f"model = {self.model!r}: {error}; valid: a directory as save_pretrained leaves it") from error
 
     @property
     def _directory(self) -> Path:
         if self.model is not None:
             return Path(self.model)
         folder = Path(os.environ.get(CACHE, "~/.cache/decisionrl")).expanduser()
-        made = {"options": dict(self.env_options), "seed": self.seed}
-        return warm_started(
-            self.task, folder / f"{self.task.name.rpartition('/')[2]}-{config_hash(made)}", seed=self.seed
-        )
+        made = {"options": dict(self.env_options), "held_out": self.held_out, "seed": self.seed}
+        name = f"{self.task.name.rpartition('/')[2]}-{config_hash(made)}"
+        return warm_started(self.task, folder / name, seed=self.seed, prompts=self.prompts[0])

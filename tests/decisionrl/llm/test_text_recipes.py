@@ -68,3 +68,15 @@ def test_gtpo_takes_equal_tokens_for_equal_steps_on_text(model: Path) -> None:
     experiment = recipe("gtpo")(env="CartPole-v1", groups=2, group_size=2)
     (conflicts,) = (step for step in experiment.source.pipeline if isinstance(step, ConflictWeights))
     assert conflicts.key is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"groups": 2, "group_size": 1}, "group_size = 1; valid: at least 2"),
+        ({"model": "nowhere"}, "model = 'nowhere': nowhere is no directory; valid: a directory as save_pretrained"),
+    ],
+)
+def test_a_wrong_argument_is_named(model: Path, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        recipe("grpo")(**{"env": TASK, "env_options": OPTIONS, "model": str(model), **arguments})

@@ -25,6 +25,7 @@ from decisionrl.experience.acting import (
 )
 from decisionrl.experience.trajectories import Trajectories, each_key, joined
 from decisionrl.pipeline import PipelineStep, load_states, states, tell
+from decisionrl.pipeline.returns import next_values
 from decisionrl.policies.evaluation import Observation
 from decisionrl.seeding import generator
 
@@ -453,7 +454,7 @@ def evaluated(policy: EvaluatingPolicy, played: Played) -> Trajectories:
     batch = batch.replace(log_prob=evaluation.log_prob, entropy=evaluation.entropy, value=evaluation.value)
     if evaluation.value is None:
         return batch
-    following = torch.cat([evaluation.value[:, 1:], torch.zeros_like(evaluation.value[:, :1])], 1)
+    following = next_values(evaluation.value, played.mask, torch.zeros_like(evaluation.value[:, 0]))
     if not played.truncated.any():  # a value of what is over is not worth the work
         return batch.replace(next_value=following)
     last = policy.value(played.final_observation, played.final_state)

@@ -81,9 +81,7 @@ def warm_start(
     return share
 
 
-def warm_started(
-    task: TextTask, directory: Path, *, seed: int, prompts: Int[Tensor, " prompts"] | None = None
-) -> Path:
+def warm_started(task: TextTask, directory: Path, *, seed: int, prompts: Int[Tensor, " prompts"] | None = None) -> Path:
     """The directory with a small transformer that :func:`warm_start` has trained, and its tokenizer; made where it is
     not there yet.
 

@@ -83,6 +83,7 @@ def ares(
             surrogate=Clip(low=clip_low, high=clip_high),
             aggregate=token_mean,
             kl=KLPenalty(coefficient=kl_coefficient, weighted=True) if kl_coefficient else None,
+            entropy_coefficient=control.entropy_coefficient,
         ),
         epochs=epochs,
         minibatch=minibatch,

@@ -45,6 +45,7 @@ class Base:
     unit: Unit
     aggregate: Aggregation
     value_loss: ValueLoss | None = None
+    entropy_coefficient: float = 0.0
     normalize_advantage: bool = False
 
     def objective(self, surrogate: Surrogate, **parts: Any) -> PolicyGradient:
@@ -52,6 +53,7 @@ class Base:
         own = {
             "aggregate": self.aggregate,
             "value_loss": self.value_loss,
+            "entropy_coefficient": self.entropy_coefficient,
             "normalize_advantage": self.normalize_advantage,
         }
         return PolicyGradient(surrogate=surrogate, **{**own, **parts})
@@ -103,7 +105,13 @@ class BasedControl(Control):
                 pipeline=[advantage or GroupNormalized(), *then],
                 seed=self.seed,
             )
-            return Base(policy=policy, source=source, unit="sequence", aggregate=aggregate)
+            return Base(
+                policy=policy,
+                source=source,
+                unit="sequence",
+                aggregate=aggregate,
+                entropy_coefficient=self.entropy_coefficient,
+            )
         policy = self.policy(critic=True)
         source = self.stream(policy, horizon=self.horizon, pipeline=[GAE(gamma=self.gamma, lam=self.gae_lambda), *then])
         return Base(
@@ -112,6 +120,7 @@ class BasedControl(Control):
             unit="sequence" if self.remembers else "step",
             aggregate=token_mean,
             value_loss=ValueLoss(),
+            entropy_coefficient=self.entropy_coefficient,
             normalize_advantage=True,
         )
 

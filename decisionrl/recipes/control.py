@@ -70,6 +70,7 @@ class ControlOptions(TypedDict, total=False):
     anneal: bool
     adam_epsilon: float
     clip_norm: float | None
+    entropy_coefficient: float
     model: str | None
     lora_rank: int | None
     temperature: float
@@ -110,6 +111,7 @@ class Control:
         anneal: lower it linearly to 0 over the run.
         adam_epsilon: of Adam.
         clip_norm: the largest gradient norm.
+        entropy_coefficient: of a bonus for the policy's entropy.
         model, lora_rank, temperature, gradient_checkpointing, share_prompts, log_probs, held_out: of a
             language model, see :class:`~decisionrl.recipes.language.Language`.
     """
@@ -134,6 +136,7 @@ class Control:
     anneal: bool = False
     adam_epsilon: float = 1e-5
     clip_norm: float | None = 0.5
+    entropy_coefficient: float = 0.0
     model: str | None = None
     lora_rank: int | None = None
     temperature: float = 1.0
@@ -348,7 +351,9 @@ class Control:
         how far the training is.
         """
         if options.get("group_size") == 1:
-            raise ValueError("group_size = 1; valid: at least 2, since episodes of a group are compared with each other")
+            raise ValueError(
+                "group_size = 1; valid: at least 2, since episodes of a group are compared with each other"
+            )
         optimizer = optimizer or self.optimizer(policy)
         learner = GradientLearner(policy, objective, optimizer, clip_norm=self.clip_norm)
         if self.anneal:

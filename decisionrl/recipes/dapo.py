@@ -68,7 +68,11 @@ def dapo(
             pipeline=[DynamicSampling(), *overlong, GroupNormalized()],
             seed=control.seed,
         ),
-        objective=PolicyGradient(surrogate=Clip(low=clip_low, high=clip_high), aggregate=token_mean),
+        objective=PolicyGradient(
+            surrogate=Clip(low=clip_low, high=clip_high),
+            aggregate=token_mean,
+            entropy_coefficient=control.entropy_coefficient,
+        ),
         epochs=epochs,
         minibatch=minibatch,
         unit="sequence",

@@ -30,7 +30,6 @@ def gspo(
     group_size: int = 8,
     clip_low: float = 0.03,
     clip_high: float = 0.04,
-    entropy_coefficient: float = 0.0,
     epochs: int = 4,
     minibatch: int | None = None,
     **common: Unpack[ControlOptions],
@@ -57,7 +56,7 @@ def gspo(
         objective=PolicyGradient(
             surrogate=SequenceClip(low=clip_low, high=clip_high),
             aggregate=seq_mean_token_mean,
-            entropy_coefficient=entropy_coefficient,
+            entropy_coefficient=control.entropy_coefficient,
         ),
         epochs=epochs,
         minibatch=minibatch,

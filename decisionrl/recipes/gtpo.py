@@ -44,9 +44,10 @@ def gtpo(
 ) -> Experiment:
     """One step on ``-lambda_t (R - mean R - entropy_weight <H>) log pi(a_t | s_t)``, mean over steps, then episodes.
 
-    lambda_t is 0 (bad episodes) or 2 (good ones) on the steps with equal observation and action (on text: equal
-    tokens) that good and bad episodes of a group have in common, from the first on or back from the last. <H> is the mean entropy over an
-    episode; above entropy_threshold the episode does not count, unless the initial policy's was above it, too.
+    lambda_t is 0 (bad episodes) or 2 (good ones) on the steps with equal observation and action (on text: equal tokens)
+    that good and bad episodes of a group have in common, from the first on or back from the last. <H> is the mean
+    entropy over an episode; above entropy_threshold the episode does not count, unless the initial policy's was above
+    it, too.
     reward_scale: brings returns to the unit of the entropy (the paper's rewards are about 1).
     """
     options = own_options(locals())
@@ -67,7 +68,12 @@ def gtpo(
             ],
             seed=control.seed,
         ),
-        objective=PolicyGradient(surrogate=Reinforce(), aggregate=seq_mean_token_mean, weights=(BatchWeight(),)),
+        objective=PolicyGradient(
+            surrogate=Reinforce(),
+            aggregate=seq_mean_token_mean,
+            weights=(BatchWeight(),),
+            entropy_coefficient=control.entropy_coefficient,
+        ),
         epochs=1,
         minibatch=None,
         unit="sequence",

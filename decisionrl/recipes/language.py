@@ -116,7 +116,9 @@ class Language:
         try:
             return load_model(self._directory, lora_rank=self.lora_rank, generator=generator(self.seed, "adapters"))
         except FileNotFoundError as error:
-            raise ValueError(f"model = {self.model!r}: {error}; valid: a directory as save_pretrained leaves it") from error
+            raise ValueError(
+                f"model = {self.model!r}: {error}; valid: a directory as save_pretrained leaves it"
+            ) from error
 
     @property
     def _directory(self) -> Path:

@@ -33,7 +33,6 @@ def ppo(
     clip: float = 0.2,
     value_coefficient: float = 0.5,
     value_clip: float | None = None,
-    entropy_coefficient: float = 0.0,
     normalize_rewards: bool = False,
     target_kl: float | None = None,
     **common: Unpack[ControlOptions],
@@ -55,7 +54,7 @@ def ppo(
         objective=PolicyGradient(
             surrogate=Clip(low=clip, high=clip),
             value_loss=ValueLoss(coefficient=value_coefficient, clip=value_clip),
-            entropy_coefficient=entropy_coefficient,
+            entropy_coefficient=control.entropy_coefficient,
             normalize_advantage=True,
         ),
         epochs=epochs,

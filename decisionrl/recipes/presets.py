@@ -88,36 +88,44 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 TEXT = "text/"
 """How the names of text tasks begin."""
 
-RESPONSES = {"groups": 16, "group_size": 8}
-PASSES = {"epochs": 2, "minibatch": 64}
+RESPONSES = {"groups": 32, "group_size": 16}
+PASSES = {"epochs": 1, "minibatch": 128}
 PROMPTS = {"num_starts": 529}
+OFTEN = {"groups": 8, "group_size": 16}
 
 SMALL_LANGUAGE: Mapping[str, Mapping[str, Any]] = {
     **{
         name: {**RESPONSES, **PASSES}
         for name in ("grpo", "dapo", "gspo", "sapo", "bapo", "capo", "d3s", "hapo", "ares")
     },
-    **dict.fromkeys(("rloo", "gtpo"), RESPONSES),
+    **dict.fromkeys(("rloo", "gtpo"), OFTEN),
     **{name: {**RESPONSES, **PASSES, **PROMPTS} for name in ("dcpo", "vade")},
-    "xrpo": {"groups": 16, "budget": 128, **PASSES, **PROMPTS},
+    "xrpo": {"groups": 32, "budget": 512, **PASSES, **PROMPTS},
     "reinforce": {"episodes": 128, "gamma": 1.0},
     "remax": {"episodes": 128},
-    "ppo": {"num_envs": 128, "epochs": 2, "minibatch": 192, "gamma": 1.0, "gae_lambda": 1.0},
-    "tppo": {"num_envs": 128, "horizon": 2, "gamma": 1.0, "gae_lambda": 1.0, **PASSES},
-    "spo": {"episodes": 128, **PASSES, **PROMPTS},
-    "riskpo": {"episodes": 125, **PASSES},
-    "segment_spo": {"episodes": 32, "interval": 1, "rollouts": 4, "epochs": 2, "minibatch": 32},
+    "ppo": {"num_envs": 512, "epochs": 1, "minibatch": 384, "gamma": 1.0, "gae_lambda": 1.0},
+    "tppo": {"horizon": 2, "gamma": 1.0, "gae_lambda": 1.0, **PASSES},
+    "spo": {"episodes": 512, **PASSES, **PROMPTS},
+    "riskpo": {"episodes": 500, **PASSES},
+    "segment_spo": {"episodes": 128, "interval": 1, "rollouts": 4, "epochs": 1, "minibatch": 32},
 }
-"""Recipe -> arguments for the small transformer on text tasks: about 128 responses in a batch, of which two passes
-where a recipe has such; prompts are those of modular addition."""
+"""Recipe -> arguments for the small transformer on text tasks: an update from about 128 responses, four in a batch
+where a recipe has minibatches; prompts are those of modular addition."""
 
-TOKENS: Mapping[str, Any] = {"num_envs": 512, "clip_norm": 1.0, "steps": 500_000}
+TOKENS: Mapping[str, Any] = {"num_envs": 512, "clip_norm": 1.0, "steps": 1_000_000}
+
+SMALL_RATES: Mapping[str, Any] = {
+    "learning_rate": 5e-4,
+    "anneal": True,
+    "entropy_coefficient": 0.01,
+    "share_prompts": True,
+}
 
 
 def _on_text(recipe: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     """The small transformer's settings; a model of one's own has but a learning rate of the usual size."""
     if arguments.get("model") is None:
-        return {**TOKENS, "learning_rate": 2e-4, **SMALL_LANGUAGE.get(recipe, {})}
+        return {**TOKENS, **SMALL_RATES, **SMALL_LANGUAGE.get(recipe, {})}
     return {**TOKENS, "learning_rate": 1e-6 if arguments.get("lora_rank") is None else 1e-5}
 
 

@@ -31,7 +31,6 @@ def reinforce(
     gamma: float = 0.99,
     baseline: bool = True,
     value_coefficient: float = 0.5,
-    entropy_coefficient: float = 0.0,
     normalize_advantage: bool = True,
     **common: Unpack[ControlOptions],
 ) -> Experiment:
@@ -57,7 +56,7 @@ def reinforce(
             surrogate=Reinforce(),
             aggregate=seq_mean_token_sum,
             value_loss=ValueLoss(coefficient=value_coefficient) if baseline else None,
-            entropy_coefficient=entropy_coefficient,
+            entropy_coefficient=control.entropy_coefficient,
             normalize_advantage=normalize_advantage,
         ),
         epochs=1,

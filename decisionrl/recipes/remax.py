@@ -32,7 +32,6 @@ METADATA = {
 def remax(
     *,
     episodes: int = 32,
-    entropy_coefficient: float = 0.0,
     **common: Unpack[ControlOptions],
 ) -> Experiment:
     """One step on the mean over ``episodes`` episodes of ``sum_t -A log pi(a_t | s_t)``, each from a start of its own.
@@ -54,7 +53,7 @@ def remax(
             seed=control.seed,
         ),
         objective=PolicyGradient(
-            surrogate=Reinforce(), aggregate=seq_mean_token_sum, entropy_coefficient=entropy_coefficient
+            surrogate=Reinforce(), aggregate=seq_mean_token_sum, entropy_coefficient=control.entropy_coefficient
         ),
         epochs=1,
         minibatch=None,

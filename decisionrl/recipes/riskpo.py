@@ -76,7 +76,12 @@ def riskpo(
             ],
             seed=control.seed,
         ),
-        objective=PolicyGradient(surrogate=surrogate, aggregate=aggregate, normalize_advantage=center),
+        objective=PolicyGradient(
+            surrogate=surrogate,
+            aggregate=aggregate,
+            normalize_advantage=center,
+            entropy_coefficient=control.entropy_coefficient,
+        ),
         epochs=epochs,
         minibatch=minibatch,
         unit="sequence",

@@ -28,7 +28,6 @@ def rloo(
     *,
     groups: int = 8,
     group_size: int = 8,
-    entropy_coefficient: float = 0.0,
     **common: Unpack[ControlOptions],
 ) -> Experiment:
     """One step on the mean over episodes of ``sum_t -A log pi(a_t | s_t)``.
@@ -52,7 +51,7 @@ def rloo(
             seed=control.seed,
         ),
         objective=PolicyGradient(
-            surrogate=Reinforce(), aggregate=seq_mean_token_sum, entropy_coefficient=entropy_coefficient
+            surrogate=Reinforce(), aggregate=seq_mean_token_sum, entropy_coefficient=control.entropy_coefficient
         ),
         epochs=1,
         minibatch=None,

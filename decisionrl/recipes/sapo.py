@@ -24,7 +24,6 @@ def sapo(
     *,
     tau_positive: float = 1.0,
     tau_negative: float = 1.05,
-    entropy_coefficient: float = 0.0,
     **common: Unpack[BasedOptions],
 ) -> Experiment:
     """GRPO, or PPO, with the loss ``-(4 / tau) sigmoid(tau (r - 1)) A``.
@@ -39,9 +38,7 @@ def sapo(
     return control.experiment_on(
         base,
         "sapo",
-        objective=base.objective(
-            SoftGate(tau_positive=tau_positive, tau_negative=tau_negative), entropy_coefficient=entropy_coefficient
-        ),
+        objective=base.objective(SoftGate(tau_positive=tau_positive, tau_negative=tau_negative)),
         metadata=METADATA,
         options=options,
     )

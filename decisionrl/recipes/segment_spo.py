@@ -73,7 +73,12 @@ def segment_spo(
             else [TreeAdvantage(), KeepUnlikely(threshold=threshold)],
             seed=control.seed,
         ),
-        objective=PolicyGradient(surrogate=Clip(low=clip, high=clip), aggregate=token_mean, filters=(Kept(),)),
+        objective=PolicyGradient(
+            surrogate=Clip(low=clip, high=clip),
+            aggregate=token_mean,
+            filters=(Kept(),),
+            entropy_coefficient=control.entropy_coefficient,
+        ),
         epochs=epochs,
         minibatch=minibatch,
         unit="sequence",

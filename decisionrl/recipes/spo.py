@@ -65,7 +65,11 @@ def spo(
             ],
             seed=control.seed,
         ),
-        objective=PolicyGradient(surrogate=Clip(low=clip_low, high=clip_high), aggregate=token_mean),
+        objective=PolicyGradient(
+            surrogate=Clip(low=clip_low, high=clip_high),
+            aggregate=token_mean,
+            entropy_coefficient=control.entropy_coefficient,
+        ),
         epochs=epochs,
         minibatch=minibatch,
         unit="sequence",

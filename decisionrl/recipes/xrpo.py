@@ -74,7 +74,11 @@ def xrpo(
             ],
             seed=control.seed,
         ),
-        objective=PolicyGradient(surrogate=Clip(low=clip, high=clip), aggregate=seq_mean_token_mean),
+        objective=PolicyGradient(
+            surrogate=Clip(low=clip, high=clip),
+            aggregate=seq_mean_token_mean,
+            entropy_coefficient=control.entropy_coefficient,
+        ),
         epochs=epochs,
         minibatch=minibatch,
         unit="sequence",

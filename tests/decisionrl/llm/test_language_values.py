@@ -434,6 +434,9 @@ def test_gtpo_s_conflicts(folder: Path, left: bool, lines: list[str], weights: l
     batch = told(text("grpo", folder, groups=1, group_size=2), lines, [1.0, 0.0], left=left)
     prepared = methods.gtpo(entropy_weight=0.0, entropy_threshold=math.inf).prepare(batch)
     assert own(prepared.extras["weight"], prepared) == weights
+    experiment = text("gtpo", folder, groups=1, group_size=2, entropy_weight=0.0, entropy_threshold=math.inf)
+    batch = told(experiment, lines, [1.0, 0.0], left=left)
+    assert own(batch.extras["weight"], batch) == weights
 
 
 def test_gtpo_shapes_by_entropy(folder: Path, left: bool) -> None:
@@ -649,3 +652,10 @@ def test_dcpo_s_bounds(folder: Path, left: bool) -> None:
     assert lower[0] == near(*(low for low, _ in DYNAMIC.values()))
     assert upper[0] == near(*(high for _, high in DYNAMIC.values()))
     assert (lower[1], upper[1]) == ([*lower[0][:3], 0.5], [*upper[0][:3], 10.0])
+
+
+def test_values_reach_across_what_the_environment_says(folder: Path) -> None:
+    experiment = text("ppo", folder, task=Told(prompts=("a",)), num_envs=1, gamma=1.0, gae_lambda=0.95)
+    valued(experiment.policy, {**VALUES, "m": 0.1, "l": 0.9})
+    batch = told(experiment, ["bmc."], [1.0])
+    assert own(batch.advantage, batch) == [near(0.743175, 0.4665, 0.07, 0.6)]

@@ -11,7 +11,7 @@ from toy_recipes import NAMES, WITH_CRITIC, tiny, updates
 from decisionrl.callbacks import Callback, Checkpoint
 from decisionrl.experience.trajectories import Trajectories
 from decisionrl.experiment import Experiment
-from decisionrl.recipes import metadata, recipe
+from decisionrl.recipes import ON_ENVIRONMENTS, metadata, recipe
 from decisionrl.recipes.gtpo import observation_and_action
 from decisionrl.trainer import Trainer
 
@@ -98,6 +98,13 @@ def test_conflicts_of_numbered_states_and_actions() -> None:
     pairs = torch.stack([batch.observation, batch.action], -1)
     same = (pairs[batch.mask][:, None] == pairs[batch.mask][None]).all(-1)
     assert torch.equal(key[batch.mask][:, None] == key[batch.mask][None], same)
+
+
+@pytest.mark.parametrize("name", ON_ENVIRONMENTS)
+def test_the_entropy_bonus_reaches_the_objective(name: str) -> None:
+    learner: Any = recipe(name)(entropy_coefficient=0.125, steps=1000).learner
+    objective = getattr(learner, "learner", learner).objective
+    assert getattr(objective, "objective", objective).entropy_coefficient == 0.125
 
 
 def test_which_recipes_take_continuous_actions() -> None:

@@ -103,8 +103,8 @@ def test_conflicts_of_numbered_states_and_actions() -> None:
 @pytest.mark.parametrize("name", ON_ENVIRONMENTS)
 def test_the_entropy_bonus_reaches_the_objective(name: str) -> None:
     learner: Any = recipe(name)(entropy_coefficient=0.125, steps=1000).learner
-    objective = getattr(learner, "learner", learner).objective
-    assert getattr(objective, "objective", objective).entropy_coefficient == 0.125
+    objective = getattr(learner, "learner", learner)._objective
+    assert objective.entropy_coefficient == 0.125
 
 
 def test_which_recipes_take_continuous_actions() -> None:

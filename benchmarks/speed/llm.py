@@ -3,7 +3,8 @@
 A step is 8 responses to each of 8 prompts, their rewards, and one optimizer step with AdamW on the whole batch. Both
 begin with the same small Llama, prompts and reward function; no response ends before its last token, so both write and
 train on equally many. The library's step is that of recipe ``grpo``: with log-probabilities as they were sampled, as
-TRL has none but those of the update ("ours"), and with those worked out anew before the update ("recomputed").
+TRL has none but those of the update ("ours"), with those worked out anew before the update ("recomputed"), and as the
+first, with each prompt read once for all of its responses ("shared").
 
 Rows (suite "speed-llm"), on one thread, of the cases "prompt-P-response-T".
 
@@ -118,7 +119,7 @@ class StepTimes(Callback):
         self._since = now
 
 
-def our_experiment(case: Case, model: Path, log_probs: LogProbs, device: str) -> Experiment:
+def our_experiment(case: Case, model: Path, log_probs: LogProbs, share_prompts: bool, device: str) -> Experiment:
     """Recipe grpo with TRL's optimizer step: all responses at once, once."""
     experiment = grpo(
         env=PromptTask(rows=rows(case), reward_functions=[vowels], max_tokens=case.response, best_reward=1.0),
@@ -130,6 +131,7 @@ def our_experiment(case: Case, model: Path, log_probs: LogProbs, device: str) ->
         learning_rate=LEARNING_RATE,
         clip_norm=1.0,
         log_probs=log_probs,
+        share_prompts=share_prompts,
         device=device,
         steps=10**9,
     )
@@ -139,10 +141,12 @@ def our_experiment(case: Case, model: Path, log_probs: LogProbs, device: str) ->
     return experiment
 
 
-def our_steps(case: Case, model: Path, steps: int, device: str, *, log_probs: LogProbs) -> list[float]:
+def our_steps(
+    case: Case, model: Path, steps: int, device: str, *, log_probs: LogProbs = "sampled", share_prompts: bool = False
+) -> list[float]:
     """Seconds of each step."""
     times = StepTimes()
-    trainer = Trainer(our_experiment(case, model, log_probs, device), callbacks=[times])
+    trainer = Trainer(our_experiment(case, model, log_probs, share_prompts, device), callbacks=[times])
     trainer.fit(steps * PROMPTS * RESPONSES * case.response)
     return times.seconds[1:]
 
@@ -199,8 +203,9 @@ def measure(report: Report, profile: Profile, *, device: str) -> None:
             save_model(case, model)
             runners: dict[str, Callable[..., list[float]]] = {
                 "trl": their_steps,
-                "ours": partial(our_steps, log_probs="sampled"),
+                "ours": our_steps,
                 "recomputed": partial(our_steps, log_probs="recomputed"),
+                "shared": partial(our_steps, share_prompts=True),
             }
             seconds: dict[str, list[float]] = {name: [] for name in runners}
             for _ in range(profile.rounds):
@@ -209,8 +214,9 @@ def measure(report: Report, profile: Profile, *, device: str) -> None:
                     seconds[name].append(sum(each) / len(each))
         for name, values in seconds.items():
             report.rounds(case.name, name, "step_ms", [1e3 * value for value in values])
-        report.speedup(case.name, "ours", seconds["trl"], seconds["ours"], SPEEDUP_TARGET)
-        report.speedup(case.name, "recomputed", seconds["trl"], seconds["recomputed"], None)
+        for name in ("ours", "recomputed", "shared"):
+            target = SPEEDUP_TARGET if name == "ours" else None
+            report.speedup(case.name, name, seconds["trl"], seconds[name], target)
 
 
 def main(arguments: list[str] | None = None) -> None:

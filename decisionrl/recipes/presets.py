@@ -88,10 +88,10 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 TEXT = "text/"
 """How the names of text tasks begin."""
 
-RESPONSES = {"groups": 32, "group_size": 16}
+RESPONSES = {"groups": 64, "group_size": 8}
 PASSES = {"epochs": 1, "minibatch": 128}
 PROMPTS = {"num_starts": 529}
-OFTEN = {"groups": 8, "group_size": 16}
+OFTEN = {"groups": 16, "group_size": 8}
 
 SMALL_LANGUAGE: Mapping[str, Mapping[str, Any]] = {
     **{
@@ -100,7 +100,7 @@ SMALL_LANGUAGE: Mapping[str, Mapping[str, Any]] = {
     },
     **dict.fromkeys(("rloo", "gtpo"), OFTEN),
     **{name: {**RESPONSES, **PASSES, **PROMPTS} for name in ("dcpo", "vade")},
-    "xrpo": {"groups": 32, "budget": 512, **PASSES, **PROMPTS},
+    "xrpo": {"groups": 64, "budget": 512, **PASSES, **PROMPTS},
     "reinforce": {"episodes": 128, "gamma": 1.0},
     "remax": {"episodes": 128},
     "ppo": {"num_envs": 512, "epochs": 1, "minibatch": 384, "gamma": 1.0, "gae_lambda": 1.0},
@@ -112,12 +112,12 @@ SMALL_LANGUAGE: Mapping[str, Mapping[str, Any]] = {
 """Recipe -> arguments for the small transformer on text tasks: an update from about 128 responses, four in a batch
 where a recipe has minibatches; prompts are those of modular addition."""
 
-TOKENS: Mapping[str, Any] = {"num_envs": 512, "clip_norm": 1.0, "steps": 1_000_000}
+TOKENS: Mapping[str, Any] = {"num_envs": 512, "clip_norm": 1.0, "steps": 1_200_000}
 
 SMALL_RATES: Mapping[str, Any] = {
     "learning_rate": 5e-4,
     "anneal": True,
-    "entropy_coefficient": 0.01,
+    "entropy_coefficient": 0.02,
     "share_prompts": True,
 }
 

@@ -25,7 +25,7 @@ def test_every_recipe_on_every_task() -> None:
     for case in full:
         assert isinstance(case.run, LanguageCase)
         assert case.run.task in TASKS
-        assert case.run.arguments["steps"] == 500_000
+        assert case.run.arguments["steps"] == 1_200_000
 
 
 def test_a_small_run(tmp_path: Path) -> None:

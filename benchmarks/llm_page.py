@@ -36,7 +36,7 @@ def llm_sections(rows: Sequence[Row], profile: str) -> list[str]:
         return []
     seeds = len({row.seed for row in rows})
     over = (
-        f"means over up to {seeds} seeds with Student's 95 % intervals; where there is one, the interval is over prompts"
+        f"means over up to {seeds} seeds with Student's 95 % intervals; with one seed, over prompts"
         if seeds > 1
         else "one seed, intervals over prompts"
     )

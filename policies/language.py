@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from decisionrl.policies.actor_critic import Critic, Steps
 from decisionrl.policies.evaluation import Batch, Evaluation, Head, Observation
-from decisionrl.policies.prefix_sharing import grouped_hidden, unique_prompts
+from decisionrl.policies.prefix_sharing import PrefixAttention, grouped_hidden, unique_prompts
 from decisionrl.policies.token_log_probs import CHUNK, TokenLogits, token_log_probs
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ class LanguagePolicy(nn.Module):
         share_prompts: read a prompt once for all rows of a batch that begin with it (arXiv 2506.05433; see
             :func:`~decisionrl.policies.prefix_sharing.grouped_hidden`), which pays where prompts are long. The results
             are the same, but for rounding. A separate critic reads every row.
+        prefix_attention: by which of torch's attentions that is done: ``"sdpa"``, or ``"flex"`` on a GPU.
         dropout: have the model's dropout in training mode. Without it, probabilities are those the tokens were drawn
             with, which ratios to them assume.
         chunk: logits held at a time.
@@ -106,6 +107,7 @@ class LanguagePolicy(nn.Module):
         value: Critic | None = None,
         gradient_checkpointing: bool = False,
         share_prompts: bool = False,
+        prefix_attention: PrefixAttention = "sdpa",
         dropout: bool = False,
         chunk: int = CHUNK,
     ) -> None:
@@ -116,9 +118,13 @@ class LanguagePolicy(nn.Module):
             raise ValueError(f"value = {value!r}; valid: {', '.join(get_args(Critic))}, None")
         if chunk < 1:
             raise ValueError(f"chunk = {chunk}; valid: at least 1")
+        if prefix_attention not in get_args(PrefixAttention):
+            valid = ", ".join(get_args(PrefixAttention))
+            raise ValueError(f"prefix_attention = {prefix_attention!r}; valid: {valid}")
         self.model = model
         self.temperature, self.dropout, self.chunk = temperature, dropout, chunk
-        self.gradient_checkpointing, self.share_prompts = gradient_checkpointing, share_prompts
+        self.gradient_checkpointing = gradient_checkpointing
+        self.share_prompts, self.prefix_attention = share_prompts, prefix_attention
         if gradient_checkpointing:
             _enable_checkpointing(self.causal_model, dropout=dropout)
         self.critic: nn.Linear | None = None
@@ -245,7 +251,14 @@ class LanguagePolicy(nn.Module):
             return self.head.weight.new_zeros(0, self.head.in_features)
         prompts, group = unique_prompts(batch.state[some])
         responses = torch.where(there, batch.action[some], -1)
-        return grouped_hidden(self.causal_model, prompts=prompts, responses=responses, group=group)[there]
+        hidden = grouped_hidden(
+            self.causal_model,
+            prompts=prompts,
+            responses=responses,
+            group=group,
+            attention=self.prefix_attention,
+        )
+        return hidden[there]
 
     def log_probs(
         self, hidden: Float[Tensor, "n d"], token: Int[Tensor, " n"]

@@ -11,15 +11,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+PrefixAttention = Literal["sdpa", "flex"]
 
 _NAME = "decisionrl_shared_prefix"
 """Of the attention function in transformers' registry."""
@@ -50,6 +54,7 @@ def grouped_hidden(
     prompts: Int[Tensor, "prompts P"],
     responses: Int[Tensor, "batch T"],
     group: Int[Tensor, " batch"],
+    attention: PrefixAttention = "sdpa",
 ) -> Float[Tensor, "batch T d"]:
     """The last hidden states that predict the tokens of responses, from one forward of each prompt.
 
@@ -62,26 +67,31 @@ def grouped_hidden(
         prompts: token ids, -1 where there is none, which may be anywhere.
         responses: likewise. What is returned at padding is finite and means nothing.
         group: the row of ``prompts`` before each response. Groups may have any sizes and stand in any order.
+        attention: ``"sdpa"``, two calls of torch's scaled dot-product attention; or ``"flex"``, one of its
+            flex-attention with a block mask, which copies no keys and leaves out blocks that nobody sees. That is
+            compiled on a GPU; on the CPU it holds all scores, and torch has no backward pass of it.
 
     Raises:
         TypeError: the model is not one of transformers.
         ValueError: shapes or dtypes do not fit, a group is no row of ``prompts``, or a prompt is empty; the model has
-            another kind of attention, or dropout in training mode.
+            another kind of attention, or dropout in training mode; flex-attention is asked for gradients on the CPU.
     """
+    if attention not in get_args(PrefixAttention):
+        raise ValueError(f"attention = {attention!r}; valid: {', '.join(get_args(PrefixAttention))}")
     backbone = _checked(model)
     row = _pack(prompts, responses, group)
-    attention = _SharedPrefix(row)
+    shared = _TwoCalls(row) if attention == "sdpa" else _BlockMasked(row)
     with _attention(backbone.config), _checkpoints(backbone):
         output = backbone(
             input_ids=row.tokens[None],
             position_ids=row.positions[None],
             use_cache=False,
             return_dict=True,
-            shared_prefix=attention,
+            shared_prefix=shared,
         )
-    if attention.calls != backbone.config.num_hidden_layers:
+    if shared.calls != backbone.config.num_hidden_layers:
         raise ValueError(
-            f"{type(backbone).__name__} attends in {attention.calls} of {backbone.config.num_hidden_layers} layers by "
+            f"{type(backbone).__name__} attends in {shared.calls} of {backbone.config.num_hidden_layers} layers by "
             "way of transformers' attention interface; valid: all layers"
         )
     hidden: Tensor = output.last_hidden_state[0]
@@ -105,6 +115,8 @@ class _Row:
 
     Attributes:
         prompt, response: places of the tokens of each.
+        prompt_of: the prompt of each token, or of its response.
+        response_of: the response of each token; -1 if it is a prompt's.
         context: of each prompt with its response; the s-th token has position s.
         start: how many tokens each response's prompt has.
         slot: places of the row's tokens in [prompt; response], both flattened.
@@ -115,6 +127,8 @@ class _Row:
     positions: Int[Tensor, " N"]
     prompt: Int[Tensor, "prompts P"]
     response: Int[Tensor, "batch n"]
+    prompt_of: Int[Tensor, " N"]
+    response_of: Int[Tensor, " N"]
     context: Int[Tensor, "batch S"]
     start: Int[Tensor, " batch"]
     slot: Int[Tensor, " N"]
@@ -156,6 +170,7 @@ def _pack(prompts: Tensor, responses: Tensor, group: Tensor) -> _Row:
     )
     before = (responses >= 0).cumsum(1) - 2  # which of the response's tokens, from 0 on, or the prompt's last
     last = prompt_begin[group] + start - 1
+    prompt_row, response_row = in_prompt.nonzero()[:, 0], in_response.nonzero()[:, 0]
     return _Row(
         tokens=torch.cat(
             [
@@ -168,6 +183,8 @@ def _pack(prompts: Tensor, responses: Tensor, group: Tensor) -> _Row:
         ),
         prompt=prompt.where(in_prompt, 0),
         response=response.where(in_response, 0),
+        prompt_of=torch.cat([prompt_row, group[response_row]]),
+        response_of=torch.cat([torch.full_like(prompt_row, -1), response_row]),
         context=context.where(steps < end[:, None], 0),
         start=start,
         slot=torch.cat([in_prompt.flatten(), in_response.flatten()]).nonzero().squeeze(1),
@@ -178,7 +195,7 @@ def _pack(prompts: Tensor, responses: Tensor, group: Tensor) -> _Row:
 # Attention.
 
 
-class _SharedPrefix:
+class _TwoCalls:
     """Attention within a row, in two calls: prompts among themselves, and responses to prompt and response.
 
     One call for the whole row would work out, and then mask, what every response sees of all the others.
@@ -230,6 +247,54 @@ class _SharedPrefix:
         return self._masks[dtype, repeats]
 
 
+class _BlockMasked:
+    """Attention within a row, in one call with a block mask."""
+
+    def __init__(self, row: _Row) -> None:
+        self.calls = 0
+        self._row = row
+
+    def __call__(
+        self,
+        query: Float[Tensor, "heads N k"],
+        key: Float[Tensor, "kv_heads N k"],
+        value: Float[Tensor, "kv_heads N v"],
+        *,
+        scale: float | None,
+    ) -> Float[Tensor, "N heads v"]:
+        self.calls += 1
+        on_cpu = query.device.type == "cpu"
+        if on_cpu and torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+            raise ValueError(
+                "attention = 'flex' on the CPU, where torch has no backward pass of it; valid: 'sdpa', or torch.no_grad"
+            )
+        attend = flex_attention if on_cpu else _compiled()
+        attended: Any = attend(
+            query[None], key[None], value[None], block_mask=self._mask, scale=scale, enable_gqa=len(query) > len(key)
+        )
+        of_row: Tensor = attended[0].transpose(0, 1)
+        return of_row
+
+    @cached_property
+    def _mask(self) -> BlockMask:
+        prompt_of, response_of = self._row.prompt_of, self._row.response_of
+
+        def visible(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            # Prompts stand before responses, so "not later" is causality within both and between them.
+            of_prompt = (response_of[k] < 0) & (prompt_of[k] == prompt_of[q])
+            of_response = (response_of[k] >= 0) & (response_of[k] == response_of[q])
+            return (k <= q) & (of_prompt | of_response)
+
+        count = len(prompt_of)
+        return create_block_mask(visible, None, None, count, count, device=prompt_of.device)
+
+
+@cache
+def _compiled() -> Callable[..., Any]:
+    """Flex-attention as one kernel, for rows of any length."""
+    return torch.compile(flex_attention, dynamic=True)
+
+
 def _gather(tokens: Float[Tensor, "N heads k"], places: Int[Tensor, "rows n"]) -> Float[Tensor, "rows heads n k"]:
     """Some tokens, for attention."""
     return tokens.index_select(0, places.flatten()).view(*places.shape, *tokens.shape[1:]).transpose(1, 2)
@@ -242,7 +307,7 @@ def _attend(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    shared_prefix: _SharedPrefix,
+    shared_prefix: _TwoCalls | _BlockMasked,
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:

@@ -76,6 +76,7 @@ class ControlOptions(TypedDict, total=False):
     temperature: float
     gradient_checkpointing: bool
     share_prompts: bool
+    prefix_attention: Literal["sdpa", "flex"]
     log_probs: Literal["recomputed", "sampled"]
     held_out: float
     seed: int
@@ -112,8 +113,8 @@ class Control:
         adam_epsilon: of Adam.
         clip_norm: the largest gradient norm.
         entropy_coefficient: of a bonus for the policy's entropy.
-        model, lora_rank, temperature, gradient_checkpointing, share_prompts, log_probs, held_out: of a
-            language model, see :class:`~decisionrl.recipes.language.Language`.
+        model, lora_rank, temperature, gradient_checkpointing, share_prompts, prefix_attention, log_probs, held_out: of
+            a language model, see :class:`~decisionrl.recipes.language.Language`.
     """
 
     env: EnvLike | TextTask = "CartPole-v1"
@@ -142,6 +143,7 @@ class Control:
     temperature: float = 1.0
     gradient_checkpointing: bool = False
     share_prompts: bool = False
+    prefix_attention: Literal["sdpa", "flex"] = "sdpa"
     log_probs: Literal["recomputed", "sampled"] = "recomputed"
     held_out: float = 0.0
     seed: int = 0
@@ -171,6 +173,7 @@ class Control:
             temperature=self.temperature,
             gradient_checkpointing=self.gradient_checkpointing,
             share_prompts=self.share_prompts,
+            prefix_attention=self.prefix_attention,
             log_probs=self.log_probs,
             held_out=self.held_out,
             num_envs=self.num_envs,

@@ -19,6 +19,7 @@ from decisionrl.llm.warm_start import warm_started
 from decisionrl.llm.world import LogProbs, TextWorld
 from decisionrl.policies.language import LanguagePolicy
 from decisionrl.policies.language_models import load_model
+from decisionrl.policies.prefix_sharing import PrefixAttention
 from decisionrl.seeding import generator
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class Language:
         temperature: of the sampling, and of all log-probabilities.
         gradient_checkpointing: work activations out anew instead of keeping them.
         share_prompts: read a prompt once for all of its responses in a batch; pays where prompts are long.
+        prefix_attention: by which of torch's attentions: "sdpa", or "flex" on a GPU.
         log_probs: "recomputed" or as they were "sampled"; see :class:`~decisionrl.llm.world.TextWorld`.
         held_out: the share of the prompts that are not trained on but measured on; 0: all are both.
         num_envs: responses written side by side.
@@ -60,6 +62,7 @@ class Language:
     temperature: float
     gradient_checkpointing: bool
     share_prompts: bool
+    prefix_attention: PrefixAttention
     log_probs: LogProbs
     held_out: float
     num_envs: int
@@ -102,6 +105,7 @@ class Language:
             value="shared" if critic else None,
             gradient_checkpointing=self.gradient_checkpointing,
             share_prompts=self.share_prompts,
+            prefix_attention=self.prefix_attention,
         ).to(self.device)
 
     def evaluator(self) -> PassEvaluator:

@@ -89,6 +89,40 @@ def test_hidden_states_and_gradients_are_those_of_separate_forwards(
     assert_same(gradients(model, ours), gradients(model, theirs), tolerance)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_flex_attention_computes_the_same(name: str) -> None:
+    family, options = MODELS[name]
+    model = tiny(family, **options)
+    with torch.no_grad():
+        hidden = grouped_hidden(model, prompts=PROMPTS, responses=RESPONSES, group=GROUP, attention="flex")
+        theirs = torch.cat(one_by_one(model, PROMPTS, RESPONSES, GROUP))
+    torch.testing.assert_close(hidden[RESPONSES >= 0], theirs, rtol=0, atol=1e-10)
+
+
+def test_flex_attention_over_several_blocks() -> None:
+    model, drawing = tiny("llama", num_key_value_heads=2, max_position_embeddings=200), torch.Generator().manual_seed(0)
+    prompts = torch.randint(VOCABULARY, (2, 140), generator=drawing)
+    responses = torch.randint(VOCABULARY, (5, 40), generator=drawing)
+    batch = {"prompts": prompts, "responses": responses, "group": torch.tensor([1, 0, 1, 1, 0])}
+    with torch.no_grad():
+        flex, sdpa = (grouped_hidden(model, **batch, attention=each) for each in ("flex", "sdpa"))
+    torch.testing.assert_close(flex, sdpa, rtol=0, atol=1e-10)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", MODELS)
+def test_flex_attention_has_the_same_gradients_on_a_gpu(name: str) -> None:
+    family, options = MODELS[name]
+    model = tiny(family, dtype=torch.float32, **options).to("cuda")
+    batch = {"prompts": PROMPTS.to("cuda"), "responses": RESPONSES.to("cuda"), "group": GROUP.to("cuda")}
+    found = []
+    for attention in ("flex", "sdpa"):
+        hidden = grouped_hidden(model, **batch, attention=attention)[batch["responses"] >= 0]
+        found.append(gradients(model, hidden.cpu()))
+    assert_same(*found, 1e-4)
+
+
 def test_one_response_is_the_ordinary_forward() -> None:
     model, tokens = tiny("llama", num_key_value_heads=2), torch.arange(10)[None] % VOCABULARY
     hidden = grouped_hidden(
@@ -271,6 +305,16 @@ def test_what_does_not_fit_is_refused(changed: dict[str, Tensor], message: str) 
     batch = {"prompts": PROMPTS, "responses": RESPONSES, "group": GROUP, **changed}
     with pytest.raises(ValueError, match=message):
         grouped_hidden(tiny("llama"), **batch)
+
+
+def test_attention_that_cannot_be_is_refused() -> None:
+    batch = {"prompts": PROMPTS, "responses": RESPONSES, "group": GROUP}
+    with pytest.raises(ValueError, match="attention = 'eager'; valid: sdpa, flex"):
+        grouped_hidden(tiny("llama"), **batch, attention="eager")
+    model = tiny("llama")
+    with pytest.raises(ValueError, match=r"attention = 'flex' on the CPU, .* valid: 'sdpa', or torch\.no_grad"):
+        grouped_hidden(model, **batch, attention="flex")
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_unique_prompts_are_those_with_equal_tokens() -> None:

@@ -34,6 +34,9 @@ from decisionrl.policies.sequence import linear
 Embedding = Literal["axis", "linear", "cell"]
 Forget = Literal["episode", "step"]
 
+_STD = 0.02
+"""Of the embeddings at first, as in GPT-2: with 1, what the blocks add is long but a small part of a token."""
+
 
 class History(Protocol):
     """Windows of learning histories: what a policy saw and did, episode after episode.
@@ -117,9 +120,9 @@ class StepTokens(nn.Module):
             self.embed_action = linear(math.prod(action_space.shape), width, generator)
         else:
             raise TypeError(f"action_space = {action_space}; valid: Discrete or Box")
-        self.no_action = nn.Parameter(torch.randn(width, generator=generator))
-        self.embed_reward = nn.Parameter(torch.randn(width, generator=generator))
-        self.begins = nn.Parameter(torch.randn(width, generator=generator))
+        self.no_action = _vector(width, generator)
+        self.embed_reward = _vector(width, generator)
+        self.begins = _vector(width, generator)
 
     def forward(
         self,
@@ -610,5 +613,9 @@ def grid_of(space: spaces.Box, purpose: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _embedding(rows: int, width: int, generator: torch.Generator | None) -> nn.Embedding:
     table: nn.Embedding = nn.utils.skip_init(nn.Embedding, rows, width)  # type: ignore[no-untyped-call]
-    nn.init.normal_(table.weight, generator=generator)
+    nn.init.normal_(table.weight, std=_STD, generator=generator)
     return table
+
+
+def _vector(width: int, generator: torch.Generator | None) -> nn.Parameter:
+    return nn.Parameter(torch.randn(width, generator=generator) * _STD)

@@ -20,6 +20,7 @@ Turn = tuple[Tensor, Tensor]
 
 _ROTARY_BASE = 10000.0
 _EPSILON = 1e-5
+_POSITION_STD = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +128,7 @@ class CausalTransformer(nn.Module):
         width = sizes.width
         self.position: nn.Parameter | None = None
         if sizes.block == "gpt":
-            self.position = nn.Parameter(torch.randn(context, width, generator=generator))
+            self.position = nn.Parameter(torch.randn(context, width, generator=generator) * _POSITION_STD)
         self.rotary = _Rotary(width // sizes.heads) if sizes.block == "llama" else None
         self.dropout = nn.Dropout(sizes.dropout)
         self.blocks = nn.ModuleList(_Block(sizes, generator) for _ in range(sizes.layers))

@@ -268,7 +268,7 @@ class _BlockMasked:
             raise ValueError(
                 "attention = 'flex' on the CPU, where torch has no backward pass of it; valid: 'sdpa', or torch.no_grad"
             )
-        attend: Callable[..., Any] = flex_attention if on_cpu else _compiled()
+        attend: Any = flex_attention if on_cpu else _compiled()
         attended: Any = attend(
             query[None], key[None], value[None], block_mask=self._mask, scale=scale, enable_gqa=len(query) > len(key)
         )

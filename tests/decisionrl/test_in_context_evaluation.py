@@ -196,6 +196,7 @@ def test_actions_are_sampled_without_dropout_and_modes_are_kept() -> None:
 def test_a_planning_policy_is_measured_like_its_base_until_its_context_is_full() -> None:
     base = InContextPolicy(FAMILY.observation_space, FAMILY.action_space, context=8, sizes=SIZES, generator=rng())
     planner = PlanningPolicy(base, FAMILY.observation_space, horizon=4, beams=3, depth=2, generator=rng(1))
+    torch.nn.init.normal_(planner.embed_taken.weight, generator=rng(2))  # so that actions differ in what they promise
     plans, samples = (in_context_returns(each, world(), episodes=6, seed=2) for each in (planner, base))
     assert torch.equal(plans[:, :2], samples[:, :2])
     assert not torch.equal(plans, samples)

@@ -90,6 +90,8 @@ class LanguagePolicy(nn.Module):
         dropout: have the model's dropout in training mode. Without it, probabilities are those the tokens were drawn
             with, which ratios to them assume.
         chunk: logits held at a time.
+        keep: the share of an update's logits that is held until its backward pass, which saves that pass time; see
+            :func:`~decisionrl.policies.token_log_probs.token_log_probs`.
 
     Attributes:
         critic: its last layer; None without one.
@@ -110,6 +112,7 @@ class LanguagePolicy(nn.Module):
         prefix_attention: PrefixAttention = "sdpa",
         dropout: bool = False,
         chunk: int = CHUNK,
+        keep: float = 0.0,
     ) -> None:
         super().__init__()
         if not temperature > 0:
@@ -118,11 +121,13 @@ class LanguagePolicy(nn.Module):
             raise ValueError(f"value = {value!r}; valid: {', '.join(get_args(Critic))}, None")
         if chunk < 1:
             raise ValueError(f"chunk = {chunk}; valid: at least 1")
+        if not 0 <= keep <= 1:
+            raise ValueError(f"keep = {keep}; valid: from 0 to 1")
         if prefix_attention not in get_args(PrefixAttention):
             valid = ", ".join(get_args(PrefixAttention))
             raise ValueError(f"prefix_attention = {prefix_attention!r}; valid: {valid}")
         self.model = model
-        self.temperature, self.dropout, self.chunk = temperature, dropout, chunk
+        self.temperature, self.dropout, self.chunk, self.keep = temperature, dropout, chunk, keep
         self.gradient_checkpointing = gradient_checkpointing
         self.share_prompts, self.prefix_attention = share_prompts, prefix_attention
         if gradient_checkpointing:
@@ -273,6 +278,7 @@ class LanguagePolicy(nn.Module):
             temperature=self.temperature,
             softcap=self.softcap,
             chunk=self.chunk,
+            keep=self.keep,
         )
         assert entropy is not None
         return log_prob, entropy

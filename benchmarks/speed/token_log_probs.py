@@ -5,7 +5,8 @@ with a graph and the entropies without one, as an update of a policy needs them,
 before they are timed.
 
 Rows (suite "speed-token-log-probs"), on one thread. Cases are ``tokens x vocabulary x width``, with the suffix
-``-frozen`` where the last layer is not trained, as with LoRA.
+``-frozen`` where the last layer is not trained, as with LoRA, and ``-keep`` with the share of the logits that the
+library keeps for the backward pass.
 
 - ``seconds``: of a forward and a backward pass. ``speedup``: the plain form's over the library's, the median of the
   rounds with the smallest and largest.
@@ -48,10 +49,12 @@ class Case:
     vocabulary: int
     width: int
     frozen: bool = False
+    keep: float = 0.0
 
     @property
     def name(self) -> str:
-        return f"{self.tokens}x{self.vocabulary}x{self.width}" + "-frozen" * self.frozen
+        kept = f"-keep{self.keep:g}" if self.keep else ""
+        return f"{self.tokens}x{self.vocabulary}x{self.width}" + "-frozen" * self.frozen + kept
 
 
 @dataclass(frozen=True)
@@ -62,21 +65,24 @@ class Profile:
     cases: Sequence[Case]
 
 
-FULL = Profile(6, (Case(1024, 2**17, 512), Case(1024, 2**17, 512, frozen=True)))
-QUICK = Profile(3, (Case(512, 2**17, 128), Case(512, 2**17, 128, frozen=True)))
+KEEP = 0.2
+"""What the target of memory leaves room for."""
 
-Form = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""``form(hidden, weight, token) -> (log_prob, entropy)``."""
+FULL = Profile(6, (Case(1024, 2**17, 512), Case(1024, 2**17, 512, keep=KEEP), Case(1024, 2**17, 512, frozen=True)))
+QUICK = Profile(3, (Case(512, 2**17, 128), Case(512, 2**17, 128, keep=KEEP), Case(512, 2**17, 128, frozen=True)))
+
+Form = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
+"""``form(hidden, weight, token, keep) -> (log_prob, entropy)``."""
 
 
-def ours(hidden: Tensor, weight: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+def ours(hidden: Tensor, weight: Tensor, token: Tensor, keep: float) -> tuple[Tensor, Tensor]:
     """The library's."""
-    log_prob, entropy = token_log_probs(hidden, weight, None, token)
+    log_prob, entropy = token_log_probs(hidden, weight, None, token, keep=keep)
     assert entropy is not None
     return log_prob, entropy.detach()
 
 
-def plain(hidden: Tensor, weight: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+def plain(hidden: Tensor, weight: Tensor, token: Tensor, _: float) -> tuple[Tensor, Tensor]:
     """With all logits in memory, no longer than they are needed."""
     log_softmax = torch.log_softmax(hidden @ weight.T, 1)
     with torch.no_grad():
@@ -97,16 +103,16 @@ def inputs(case: Case, device: str) -> tuple[Tensor, Tensor, Tensor]:
     return hidden.to(device).requires_grad_(), trained, token.to(device)
 
 
-def step(form: Form, hidden: Tensor, weight: Tensor, token: Tensor) -> tuple[Tensor, ...]:
+def step(form: Form, keep: float, hidden: Tensor, weight: Tensor, token: Tensor) -> tuple[Tensor, ...]:
     """Outputs and gradients."""
-    log_prob, entropy = form(hidden, weight, token)
+    log_prob, entropy = form(hidden, weight, token, keep)
     gradients = torch.autograd.grad(log_prob.mean(), [each for each in (hidden, weight) if each.requires_grad])
     return log_prob.detach(), entropy, *gradients
 
 
-def check(hidden: Tensor, weight: Tensor, token: Tensor) -> None:
+def check(keep: float, hidden: Tensor, weight: Tensor, token: Tensor) -> None:
     """Raises RuntimeError if the two forms differ."""
-    results = [step(form, hidden, weight, token) for form in FORMS.values()]
+    results = [step(form, keep, hidden, weight, token) for form in FORMS.values()]
     for a, b in zip(*results, strict=True):
         if not bool((a - b).abs().max() <= TOLERANCE * b.abs().max()):
             raise RuntimeError(f"library {a.flatten()[:4].tolist()}, plain {b.flatten()[:4].tolist()}")
@@ -116,7 +122,7 @@ def print_peak(name: str, case: Case, device: str) -> None:
     """The peak of one step in this process, which should be a fresh one, in GB on standard output."""
     torch.set_num_threads(1)
     before = _resident_gb("VmRSS") if device == "cpu" else 0.0
-    step(FORMS[name], *inputs(case, device))
+    step(FORMS[name], case.keep, *inputs(case, device))
     peak = _resident_gb("VmHWM") if device == "cpu" else torch.cuda.max_memory_allocated(device) / 1e9
     print(json.dumps(peak - before))
 
@@ -137,8 +143,8 @@ def measure(report: Report, profile: Profile, *, device: str) -> None:
     """All rows."""
     for case in profile.cases:
         tensors = inputs(case, device)
-        check(*tensors)
-        runners = {name: partial(step, form, *tensors) for name, form in FORMS.items()}
+        check(case.keep, *tensors)
+        runners = {name: partial(step, form, case.keep, *tensors) for name, form in FORMS.items()}
         seconds = race(runners, rounds=profile.rounds, device=device)
         for name, each in seconds.items():
             report.rounds(case.name, name, "seconds", each)

@@ -37,7 +37,7 @@ def test_prefix_sharing_must_agree_before_it_is_timed(monkeypatch: pytest.Monkey
 
 def test_token_log_probs_must_agree_before_they_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = token_log_probs.inputs(token_log_probs.Case(5, 40, 8), "cpu")
-    token_log_probs.check(*tensors)
+    token_log_probs.check(0.3, *tensors)
     right = token_log_probs.plain
 
     def wrong(*given: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,7 +46,7 @@ def test_token_log_probs_must_agree_before_they_are_timed(monkeypatch: pytest.Mo
 
     monkeypatch.setitem(token_log_probs.FORMS, "plain", wrong)
     with pytest.raises(RuntimeError, match="library"):
-        token_log_probs.check(*tensors)
+        token_log_probs.check(0.3, *tensors)
 
 
 @pytest.mark.slow

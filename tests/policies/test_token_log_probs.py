@@ -60,9 +60,12 @@ def gradients(outputs: tuple[Tensor, Tensor | None], parameters: tuple[Tensor, .
 @pytest.mark.parametrize("chunk", [1, ROWS * 4, ROWS * VOCABULARY - 1, 2**22])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("softcap", [None, 3.0])
-def test_equal_to_all_logits_at_once(chunk: int, temperature: float, softcap: float | None) -> None:
+@pytest.mark.parametrize("keep", [0.0, 0.4, 1.0])
+def test_equal_to_all_logits_at_once(chunk: int, temperature: float, softcap: float | None, keep: float) -> None:
     hidden, weight, bias, token = inputs()
-    ours = token_log_probs(hidden, weight, bias, token, temperature=temperature, softcap=softcap, chunk=chunk)
+    ours = token_log_probs(
+        hidden, weight, bias, token, temperature=temperature, softcap=softcap, chunk=chunk, keep=keep
+    )
     theirs = naive(hidden, weight, bias, token, temperature=temperature, softcap=softcap)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
@@ -162,6 +165,76 @@ def test_gradients_only_of_what_is_trained(trained: int) -> None:
     assert [parameter.grad is not None for parameter in parameters] == [i == trained for i in range(3)]
 
 
+@pytest.mark.parametrize("chunk", [1, ROWS * 4, 2**22])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("outputs", [[0], [1], [0, 1]])
+def test_frozen_last_layer(chunk: int, temperature: float, softcap: float | None, outputs: list[int]) -> None:
+    hidden, *frozen, token = inputs()
+    weight, bias = (each.detach() for each in frozen)
+    options = {"temperature": temperature, "softcap": softcap}
+    found = []
+    for ours in (True, False):
+        both = (
+            token_log_probs(hidden, weight, bias, token, chunk=chunk, **options)
+            if ours
+            else naive(hidden, weight, bias, token, **options)
+        )
+        chosen = tuple(both[i] for i in outputs)
+        found.append((*chosen, *gradients(chosen, (hidden,))))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+def test_frozen_last_layer_in_bfloat16() -> None:
+    hidden, weight, _, token = inputs(torch.bfloat16)
+    ours = token_log_probs(hidden, weight.detach(), None, token, chunk=ROWS * 3)[:1]
+    exact = naive(hidden.double(), weight.detach().double(), None, token)[:1]
+    (a,), (b,) = gradients(ours, (hidden,)), gradients(exact, (hidden,))
+    assert a.dtype == torch.bfloat16
+    torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)
+
+
+class Products(TorchDispatchMode):
+    """Multiply-adds of all matrix products."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket is torch.ops.aten.mm:
+            self.count += args[0].numel() * args[1].shape[1]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("keep", "trained", "products"), [(0.0, True, 4), (0.5, True, 3.5), (1.0, True, 3), (0.0, False, 2)]
+)
+def test_what_is_worked_out(keep: float, trained: bool, products: float) -> None:
+    """In products of all hidden states with all of the last layer; a plain forward and backward takes 3, or 2."""
+    vocabulary, rows, width = 64, 8, 4
+    hidden = torch.randn(rows, width, generator=rng()).requires_grad_()
+    weight = torch.randn(vocabulary, width, generator=rng()).requires_grad_(trained)
+    with Products() as mode:
+        log_prob, _ = token_log_probs(hidden, weight, None, torch.arange(rows), chunk=rows * 8, keep=keep)
+        log_prob.sum().backward()
+    assert mode.count == products * vocabulary * rows * width
+
+
+def test_without_gradients_nothing_is_kept() -> None:
+    hidden, weight, bias, token = inputs()
+    with torch.no_grad(), Products() as mode:
+        token_log_probs(hidden, weight.detach(), bias.detach(), token, chunk=ROWS * 4, keep=1.0)
+    assert mode.count == ROWS * VOCABULARY * WIDTH
+
+
+def test_a_second_backward_pass_finds_the_same() -> None:
+    hidden, weight, bias, token = inputs()
+    loss = token_log_probs(hidden, weight, bias, token, chunk=ROWS * 4, keep=1.0)[0].sum()
+    first, second = (torch.autograd.grad(loss, (hidden, weight, bias), retain_graph=True) for _ in range(2))
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_without_entropy() -> None:
     hidden, weight, bias, token = inputs()
     with_it, without = (
@@ -222,6 +295,7 @@ def test_no_tensor_is_larger_than_the_chunk(rows: int, width: int) -> None:
         ({"temperature": math.nan}, r"temperature = nan"),
         ({"softcap": -1.0}, r"softcap = -1.0; valid: a positive number"),
         ({"chunk": 0}, r"chunk = 0; valid: at least 1"),
+        ({"keep": 1.5}, r"keep = 1.5; valid: from 0 to 1"),
     ],
 )
 def test_options_without_a_valid_value(options: dict[str, Any], message: str) -> None:

@@ -148,7 +148,7 @@ class _TokenLogProbs(torch.autograd.Function):
         frozen = with_graph and ctx.needs_input_grad[:3] == (True, False, False)
         push = torch.zeros_like(hidden, dtype=logits.dtype) if frozen else None
         to_keep = int(with_graph * keep * len(weight) / logits.block_size(chunk))
-        kept = []
+        kept: list[Tensor] = []
         with torch.autocast(hidden.device.type, enabled=False):
             for columns, z, space in logits.blocks(chunk):
                 if len(kept) < to_keep:

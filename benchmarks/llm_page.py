@@ -26,7 +26,8 @@ COMPARED = (
     "one of 8 gets right. All methods of a seed begin with the same model, and sample equally many tokens. *Beside "
     f"{BASE}*: the difference in pass@1, paired by seed, with Student's 95 % interval; a method is called better or "
     "worse only where the interval leaves 0 out. *Tokens to 0.9*: sampled until the mean reward of the last 100 "
-    "responses in training was 0.9, over the seeds in which it was."
+    "responses in training was 0.9, over the seeds in which it was. Gradient norms are those before "
+    "clipping; the loss of dcpo is a sum over responses, not a mean, and so are its gradients."
 )
 
 

@@ -5,10 +5,12 @@ learning histories of tabular PPO; ``noise30``, where 30 % of every task's histo
 half of each history; ``light``, a smaller model on clean histories; ``mixed``, learning rates from far too small to
 good, so that the histories of a task differ without noise. Methods: ``ad``, ``dpt``, ``dicp``, and with ``_lhf`` the
 same on filtered histories (arXiv 2505.15143). ``darkroom-noise30`` also has ``ad_lhf`` with other weights of stability
-(``ad_lhf_lambda0``), temperatures (``ad_lhf_alpha0.25``) and ways to draw (``ad_lhf_weight``). ``bandit-mixture`` is
-``dpt`` on contexts of bandits with five arms (arXiv 2306.14892) beside rules that know what a bandit is: ``thompson``,
-which samples from the posterior, as DPT would in the limit, ``ucb`` and ``empirical_mean``. Every seed has a split into
-training and test tasks, histories and a training of its own; methods of a seed share them. The rows:
+(``ad_lhf_lambda0``), temperatures (``ad_lhf_alpha0.25``) and ways to draw (``ad_lhf_weight``), and ``dicp_lhf`` with
+weights of which the model of the world learns as well (``dicp_lhf_weight``) or not (``dicp_lhf_actions``).
+``bandit-mixture`` is ``dpt`` on contexts of bandits with five arms (arXiv 2306.14892) beside rules that know what a
+bandit is: ``thompson``, which samples from the posterior, as DPT would in the limit, ``ucb`` and ``empirical_mean``.
+Every seed has a split into training and test tasks, histories and a training of its own; methods of a seed share them.
+The rows:
 
 - ``mean_return``: over 30 episodes in a row of unseen tasks, from an empty context, at least 64 contexts in all; the
   interval is over tasks, the reference the mean of the tasks' largest returns. ``first_return``, ``last_return``: of
@@ -216,7 +218,13 @@ SENSITIVITY: Mapping[str, Mapping[str, Any]] = {
     **{f"alpha{value:g}": {"alpha": value} for value in ALPHAS},
     **{mode: {"filter_mode": mode} for mode in MODES},
 }
-"""Variants of the filter; without one lambda is 1 and the rule linear."""
+"""Variants of the filter for ``ad``; without one lambda is 1 and the rule linear."""
+
+PLANNING: Mapping[str, Mapping[str, Any]] = {
+    "weight": {"filter_mode": "weight"},
+    "actions": {"filter_mode": "weight", "filter_model": False},
+}
+"""For ``dicp``."""
 
 COST = {"ad": 1.0, "dpt": 1.0, "dicp": 4.0}
 
@@ -265,10 +273,12 @@ def _sensitivity() -> Sequence[Case]:
     return [
         Case(
             "darkroom-noise30",
-            f"ad_lhf_{name}",
-            InContextCase(data=data, recipe="ad", arguments={**SMALL, "filter": "lhf", **arguments}),
+            f"{backbone}_lhf_{name}",
+            InContextCase(data=data, recipe=backbone, arguments={**SMALL, "filter": "lhf", **arguments}),
+            cost=COST[backbone],
         )
-        for name, arguments in SENSITIVITY.items()
+        for backbone, variants in (("ad", SENSITIVITY), ("dicp", PLANNING))
+        for name, arguments in variants.items()
     ]
 
 

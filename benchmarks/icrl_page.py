@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from decisionrl.benchmarks.icrl import BACKBONES, LAST, SENSITIVITY
+from decisionrl.benchmarks.icrl import BACKBONES, LAST, PLANNING, SENSITIVITY
 from decisionrl.benchmarks.page_tables import (
     Found,
     by_method,
@@ -267,7 +267,7 @@ def _sensitivity(rows: Sequence[Row]) -> str | None:
     varied = dict.fromkeys((case, match[1], match[2]) for case, each in found if (match := VARIANT.fullmatch(each)))
     lines = []
     for case, filtered, backbone in varied:
-        variants = {f"{filtered}_{name}": _setting(name) for name in SENSITIVITY}
+        variants = {f"{filtered}_{name}": _setting(name) for name in SENSITIVITY | PLANNING}
         for method, name in {backbone: "none", filtered: "λ = 1, linear, resample", **variants}.items():
             if (case, method) not in found:
                 continue
@@ -291,6 +291,8 @@ def _sensitivity(rows: Sequence[Row]) -> str | None:
 
 def _setting(name: str) -> str:
     """``λ = 0.5``, ``α = 0.25``, ``multinomial``."""
+    if name == "actions":
+        return "weight, of the actions only"
     return re.sub(r"^(lambda|alpha)(?=\d)", lambda match: {"lambda": "λ = ", "alpha": "α = "}[match[1]], name)
 
 

@@ -36,7 +36,7 @@ def action_nll(
         ValueError: an option is not valid, or the batch has no labels.
     """
     check_options(target=target, positions=positions)
-    loss = _mean(-policy.head.log_prob(policy(batch), _target(batch, target)), batch, positions)
+    loss = _mean(-policy.head.log_prob(policy(batch), _target(batch, target)), batch.weight, positions)
     return Loss(loss, {"action_nll": loss.detach()})
 
 
@@ -46,11 +46,14 @@ def planning_nll(
     /,
     *,
     model_weight: float = 1.0,
+    weigh_model: bool = True,
     target: Target = "action",
     positions: Positions = "all",
 ) -> Loss:
     """:func:`action_nll` and ``-xi mean_t [log p(r_t | C_{t-1}, s_t, a_t) + log p(s_{t+1} | C_{t-1}, s_t, a_t)]``
     (DICP, arXiv 2502.19009); xi is ``model_weight``, and a_t is always the action that was taken.
+
+    The weights of windows are those of both losses, or, without ``weigh_model``, of the action's only.
 
     Raises:
         ValueError: an option is not valid, a reward is none of the policy's, or the batch has no labels or next
@@ -62,7 +65,9 @@ def planning_nll(
     outputs, reward_logits, next_logits = policy(batch)
     log_prob = policy.base.head.log_prob(outputs, _target(batch, target))
     reward, following = policy.model_log_prob(reward_logits, next_logits, batch.reward, batch.next_observation)
-    action_loss, reward_loss, next_loss = (_mean(-each, batch, positions) for each in (log_prob, reward, following))
+    action_loss = _mean(-log_prob, batch.weight, positions)
+    model_weights = batch.weight if weigh_model else None
+    reward_loss, next_loss = (_mean(-each, model_weights, positions) for each in (reward, following))
     metrics = {"action_nll": action_loss, "reward_nll": reward_loss, "next_observation_nll": next_loss}
     return Loss(
         action_loss + model_weight * (reward_loss + next_loss),
@@ -88,10 +93,12 @@ def _target(batch: InContextBatch, target: Target) -> Tensor:
     return batch.label
 
 
-def _mean(nll: Float[Tensor, "batch step"], batch: InContextBatch, positions: Positions) -> Float[Tensor, ""]:
+def _mean(
+    nll: Float[Tensor, "batch step"], weight: Float[Tensor, " batch"] | None, positions: Positions
+) -> Float[Tensor, ""]:
     window = nll.mean(1) if positions == "all" else nll[:, -1]
-    if batch.weight is None:
+    if weight is None:
         return window.mean()
-    weight = batch.weight.to(window.dtype)
+    weight = weight.to(window.dtype)
     # A small batch may have no weight at all; its loss is 0.
     return torch.dot(weight, window) / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)

@@ -28,6 +28,7 @@ def dicp(
     *,
     target: Target = "action",
     model_weight: float = 1.0,
+    filter_model: bool = True,
     beams: int = 10,
     depth: int | None = None,
     positions: Positions = "all",
@@ -36,12 +37,20 @@ def dicp(
     """-log pi(x_t | C_{t-1}, s_t) - xi log p(r_t, s_{t+1} | C_{t-1}, s_t, a_t) at every step of learning histories.
 
     target: x_t is the "action" that was taken, as in algorithm distillation, or the optimal one, the "label".
-    model_weight: xi. beams, depth: of the search, once the context is full; by default it is as deep as the farthest
-    cell is from the center (8 steps on 9 x 9 cells), or from a corner where goals lie there or there are several.
+    model_weight: xi. filter_model: the model of the world learns from filtered histories too, as in the paper; False:
+    from all of them, which takes ``filter_mode = "weight"``, and only actions from the better ones. What a step does to
+    the world does not depend on how good the learner was, and random ones show more of it. beams, depth: of the search,
+    once the context is full; by default it is as deep as the farthest cell is from the center (8 steps on 9 x 9 cells),
+    or from a corner where goals lie there or there are several.
     """
     options = own_options(locals())
     check_options(positions=positions, target=target, model_weight=model_weight)
     histories = Histories(**common)
+    if not filter_model and (histories.filter, histories.filter_mode) != ("lhf", "weight"):
+        raise ValueError(
+            f"filter_model = False with filter = {histories.filter!r}, filter_mode = {histories.filter_mode!r}; valid: "
+            "filter = 'lhf', filter_mode = 'weight', which leaves all histories in the data"
+        )
     family = histories.tasks
     if not isinstance(family, GridFamily):
         raise DatasetError(f"{histories.data} is of {family.name}; valid for planning: tasks on a grid")
@@ -56,7 +65,9 @@ def dicp(
         depth=depth,
         generator=generator(histories.seed, "model"),
     ).to(histories.device)
-    objective = partial(planning_nll, model_weight=model_weight, target=target, positions=positions)
+    objective = partial(
+        planning_nll, model_weight=model_weight, weigh_model=filter_model, target=target, positions=positions
+    )
     return histories.experiment(
         "dicp",
         learner=histories.learner(policy, objective),

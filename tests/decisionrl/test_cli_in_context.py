@@ -108,6 +108,10 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "no such sizes": (["ad", *SMALL, "--set", "sizes=small"], ["sizes = 'small'", "valid: paper, light, cpu"]),
     "no such positions": (["ad", *SMALL, "--set", "positions=first"], ["positions = 'first'", "valid: all, last"]),
     "no such target": (["dicp", *SMALL, "--set", "target=best"], ["target = 'best'", "valid: action, label"]),
+    "a model of all histories where some are left out": (
+        ["dicp", *SMALL, "--set", "filter=lhf", "--set", "filter_model=false"],
+        ["filter_mode = 'resample'", "valid: filter = 'lhf', filter_mode = 'weight'"],
+    ),
     "a weight below 0": (["dicp", *SMALL, "--set", "model_weight=-1"], ["model_weight = -1", "at least 0"]),
     "no such family": (["ad", *SMALL, "--set", "family=maze"], ["family = 'maze'", "valid: darkroom, "]),
     "another family": (["ad", *SMALL, "--set", "family=darkroom"], ["valid for darkroom: tasks below 81", "of 20"]),

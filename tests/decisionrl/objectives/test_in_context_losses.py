@@ -114,6 +114,17 @@ def test_the_planning_loss_in_plain_loops(positions: str) -> None:
     assert set(loss.metrics) == {"action_nll", "reward_nll", "next_observation_nll"}
 
 
+def test_weights_may_be_those_of_actions_only() -> None:
+    policy, batch = planner(), recorded()
+    weighted = replace(batch, weight=torch.tensor([1.0, 0.0, 3.0]))
+    of_both, of_none = (planning_nll(policy, each).metrics for each in (weighted, batch))
+    of_actions = planning_nll(policy, weighted, weigh_model=False).metrics
+    assert torch.equal(of_actions["action_nll"], of_both["action_nll"])
+    for name in ("reward_nll", "next_observation_nll"):
+        assert torch.equal(of_actions[name], of_none[name])
+        assert not torch.allclose(of_both[name], of_none[name])
+
+
 def test_without_the_model_gradients_are_those_of_distillation() -> None:
     policy, batch = planner(), recorded()
     ours = gradients(policy, planning_nll(policy, batch, model_weight=0.0).value)

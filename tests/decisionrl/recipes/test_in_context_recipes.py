@@ -75,6 +75,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("dicp", {}),
     ("dicp", {**LHF, "target": "label", "model_weight": 0.5, "beams": 2, "depth": 1, "filter_mode": "weight"}),
     ("dicp", {"data": "lab/tiny-doors"}),
+    ("dicp", {**LHF, "filter_mode": "weight", "filter_model": False}),
 ]
 IDS = [" ".join([name, *(f"{key}={value}" for key, value in arguments.items())]) for name, arguments in CASES]
 every = pytest.mark.parametrize(("name", "arguments"), CASES, ids=IDS)

@@ -267,7 +267,7 @@ def _sensitivity(rows: Sequence[Row]) -> str | None:
     varied = dict.fromkeys((case, match[1], match[2]) for case, each in found if (match := VARIANT.fullmatch(each)))
     lines = []
     for case, filtered, backbone in varied:
-        variants = {f"{filtered}_{name}": _setting(name) for name in SENSITIVITY | PLANNING}
+        variants = {f"{filtered}_{name}": _setting(name) for name in [*SENSITIVITY, *PLANNING]}
         for method, name in {backbone: "none", filtered: "λ = 1, linear, resample", **variants}.items():
             if (case, method) not in found:
                 continue

@@ -21,13 +21,16 @@ from decisionrl.evaluation.statistics import Estimate
 BASE = "grpo"
 """What the others are compared with."""
 
+LEAST_SEEDS = 3
+"""For a verdict; two seeds agree by chance too often, with so many methods."""
+
 COMPARED = (
     "pass@1 is the share of right ones among sampled responses, 8 to each prompt; pass@8 is the share of prompts that "
     "one of 8 gets right. All methods of a seed begin with the same model, and sample equally many tokens. *Beside "
     f"{BASE}*: the difference in pass@1, paired by seed, with Student's 95 % interval; a method is called better or "
-    "worse only where the interval leaves 0 out. *Tokens to 0.9*: sampled until the mean reward of the last 100 "
-    "responses in training was 0.9, over the seeds in which it was. Gradient norms are those before "
-    "clipping; the loss of dcpo is a sum over responses, not a mean, and so are its gradients."
+    f"worse only where there are {LEAST_SEEDS} seeds or more and the interval leaves 0 out. *Tokens to 0.9*: sampled "
+    "until the mean reward of the last 100 responses in training was 0.9, over the seeds in which it was. Gradient "
+    "norms are those before clipping; the loss of dcpo is a sum over responses, not a mean, and so are its gradients."
 )
 
 
@@ -80,7 +83,8 @@ def _beside(passed: dict[tuple[str, str], dict[int, float]], task: str, method: 
     difference = paired(passed[task, method], base)
     if difference is None:
         return "–", "–"
-    return signed(difference), _verdict(difference)
+    pairs = len(passed[task, method].keys() & base.keys())
+    return signed(difference), _verdict(difference) if pairs >= LEAST_SEEDS else "not known"
 
 
 def _verdict(difference: Estimate) -> str:

@@ -94,7 +94,8 @@ class TokenWindows:
         self._pool = [written[i] for i in goes_on.nonzero()[:, 0].tolist()]
         self.steps_per_sample = int(played.mask.sum())
         outcome = played.outcome.tolist()
-        for i in over:
+        # Those that were begun earlier, which are longer, stand first in the pool; so the last would be the short ones.
+        for i in torch.tensor(over, dtype=torch.int64)[torch.randperm(len(over), generator=self._choice)].tolist():
             self._episodes.ended(outcome[i], sum(written[i].own))
         rows = [_marked(batch, kept=True)]
         if over:

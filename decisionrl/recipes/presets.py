@@ -104,7 +104,7 @@ SMALL_LANGUAGE: Mapping[str, Mapping[str, Any]] = {
     "reinforce": {"episodes": 128, "gamma": 1.0},
     "remax": {"episodes": 128},
     "ppo": {"num_envs": 512, "epochs": 1, "minibatch": 384, "gamma": 1.0, "gae_lambda": 1.0},
-    "tppo": {"horizon": 2, "gamma": 1.0, "gae_lambda": 1.0, **PASSES},
+    "tppo": {"horizon": 8, "gamma": 1.0, "gae_lambda": 1.0, **PASSES},
     "spo": {"episodes": 512, **PASSES, **PROMPTS},
     "riskpo": {"episodes": 500, **PASSES},
     "segment_spo": {"episodes": 128, "interval": 1, "rollouts": 4, "epochs": 1, "minibatch": 32},

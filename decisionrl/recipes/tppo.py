@@ -38,8 +38,8 @@ def tppo(
 
     The policy learns from the window's steps, with ``V(s_l) = V(s_(l-1))`` assumed for the state behind its end; the
     value function from the Monte-Carlo returns of the episodes that ended in the window. horizon: steps of each copy in
-    a window (the paper: 8k of 24k tokens). gamma: the paper has 1. minibatch: steps in one, or sequences if the policy
-    remembers.
+    a window (the paper: 8k of 24k tokens); many, as the last step of a window that ends within an episode has no
+    advantage of its own. gamma: the paper has 1. minibatch: steps in one, or sequences if the policy remembers.
     """
     options = own_options(locals())
     control = Control(**common)

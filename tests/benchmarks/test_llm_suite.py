@@ -82,12 +82,14 @@ def test_the_page_says_which_are_better_and_which_cannot_be_told() -> None:
     rows += [row("dapo", seed, 0.6 + 0.011 * seed) for seed in range(3)]
     rows += [row("rloo", seed, 0.45 + 0.009 * seed) for seed in range(3)]
     rows += [row("sapo", seed, value) for seed, value in enumerate((0.2, 0.9, 0.55))]
+    rows += [row("gspo", seed, 0.3 + 0.01 * seed) for seed in range(2)]
     rows += [row("grpo", 0, 1000.0, "tokens_to_90"), row("grpo", 2, 3000.0, "tokens_to_90")]
     text = "\n".join(llm_sections(rows, "full"))
     lines = {each.split("|")[1].strip(): each for each in text.splitlines() if each.startswith("| ")}
-    assert list(lines)[1:] == ["dapo", "sapo", "grpo", "rloo"]
+    assert list(lines)[1:] == ["dapo", "sapo", "grpo", "rloo", "gspo"]
     assert "better" in lines["dapo"]
     assert "worse" in lines["rloo"]
     assert "not told apart" in lines["sapo"]
+    assert "not known" in lines["gspo"], "two seeds are too few"
     assert "2,000 (2 of 3)" in lines["grpo"]
     assert llm_sections([], "full") == []

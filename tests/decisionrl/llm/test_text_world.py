@@ -391,6 +391,19 @@ def test_windows_go_on_where_they_ended() -> None:
     assert finished > 4
 
 
+def test_responses_of_all_lengths_count_among_the_last() -> None:
+    policy = LanguagePolicy(tiny_model(len(TOKENIZER), width=16, heads=2, context=32, generator=rng()), value="shared")
+    source = TokenWindows(TextWorld(Echo(), TOKENIZER, num_envs=2500), policy, horizon=2, pipeline=[TruncatedGAE()])
+    for _ in range(3):
+        batch = source.sample()
+    lengths = batch.extras["valued"].sum(1)
+    lengths = lengths[lengths > 0].float()
+    assert len(lengths) > 500
+    assert lengths[-100:].mean() <= 2, "those begun in the window stand last"
+    assert batch.metrics["episode_length"] == pytest.approx(lengths.mean().item(), abs=0.5)
+    assert lengths.mean() > 2.5
+
+
 def test_windows_are_saved() -> None:
     def made() -> TokenWindows:
         policy = LanguagePolicy(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import sys
 from dataclasses import fields
@@ -72,7 +73,7 @@ def test_the_page_on_robots_names_no_recipe_that_does_not_exist() -> None:
 
 def as_json(value: Any) -> str:
     """Of an argument, as it is given at the command line."""
-    return "null" if value is None else str(value)
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 @pytest.mark.parametrize("name", ON_HISTORIES)

@@ -249,7 +249,7 @@ def measure_rollouts(report: Report, profile: Profile, device: str) -> None:
 
 @torch.no_grad()
 def planner(base: InContextPolicy, world: TaskWorld, *, seed: int = 0) -> PlanningPolicy:
-    """Plans with a policy that is made already, in a model for which its context matters."""
+    """Plans with a policy that is made already, in a model for which its context and the action matter."""
     drawing, family = generator(seed, "planner"), world.family
     policy = PlanningPolicy(
         base,
@@ -258,6 +258,7 @@ def planner(base: InContextPolicy, world: TaskWorld, *, seed: int = 0) -> Planni
         horizon=family.horizon,
         generator=drawing,
     )
+    policy.embed_taken.weight.copy_(torch.randn(policy.embed_taken.weight.shape, generator=drawing))
     for head in (policy.reward, policy.next_observation):
         head.weight.copy_(torch.randn(head.weight.shape, generator=drawing))
         head.bias.zero_()

@@ -28,14 +28,17 @@ from torch import Tensor, nn
 
 from decisionrl.policies.distributions import MultiCategorical, head_for
 from decisionrl.policies.evaluation import Evaluation, Observation
-from decisionrl.policies.in_context_network import Branches, CausalTransformer, InContextSizes, KeyValueCache
+from decisionrl.policies.in_context_network import (
+    INITIAL_STD,
+    Branches,
+    CausalTransformer,
+    InContextSizes,
+    KeyValueCache,
+)
 from decisionrl.policies.sequence import linear
 
 Embedding = Literal["axis", "linear", "cell"]
 Forget = Literal["episode", "step"]
-
-_STD = 0.02
-"""Of the embeddings at first, as in GPT-2: with 1, what the blocks add is long but a small part of a token."""
 
 
 class History(Protocol):
@@ -613,9 +616,9 @@ def grid_of(space: spaces.Box, purpose: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _embedding(rows: int, width: int, generator: torch.Generator | None) -> nn.Embedding:
     table: nn.Embedding = nn.utils.skip_init(nn.Embedding, rows, width)  # type: ignore[no-untyped-call]
-    nn.init.normal_(table.weight, std=_STD, generator=generator)
+    nn.init.normal_(table.weight, std=INITIAL_STD, generator=generator)
     return table
 
 
 def _vector(width: int, generator: torch.Generator | None) -> nn.Parameter:
-    return nn.Parameter(torch.randn(width, generator=generator) * _STD)
+    return nn.Parameter(torch.randn(width, generator=generator) * INITIAL_STD)

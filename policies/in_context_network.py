@@ -20,7 +20,8 @@ Turn = tuple[Tensor, Tensor]
 
 _ROTARY_BASE = 10000.0
 _EPSILON = 1e-5
-_POSITION_STD = 0.02
+INITIAL_STD = 0.02
+"""Of embeddings at first, as in GPT-2: with 1, what the blocks add is long but a small part of a token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +129,7 @@ class CausalTransformer(nn.Module):
         width = sizes.width
         self.position: nn.Parameter | None = None
         if sizes.block == "gpt":
-            self.position = nn.Parameter(torch.randn(context, width, generator=generator) * _POSITION_STD)
+            self.position = nn.Parameter(torch.randn(context, width, generator=generator) * INITIAL_STD)
         self.rotary = _Rotary(width // sizes.heads) if sizes.block == "llama" else None
         self.dropout = nn.Dropout(sizes.dropout)
         self.blocks = nn.ModuleList(_Block(sizes, generator) for _ in range(sizes.layers))

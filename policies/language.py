@@ -261,7 +261,7 @@ class LanguagePolicy(nn.Module):
             prompts=prompts,
             responses=responses,
             group=group,
-            attention=self.prefix_attention,
+            prefix_attention=self.prefix_attention,
         )
         return hidden[there]
 

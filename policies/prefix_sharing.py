@@ -54,7 +54,7 @@ def grouped_hidden(
     prompts: Int[Tensor, "prompts P"],
     responses: Int[Tensor, "batch T"],
     group: Int[Tensor, " batch"],
-    attention: PrefixAttention = "sdpa",
+    prefix_attention: PrefixAttention = "sdpa",
 ) -> Float[Tensor, "batch T d"]:
     """The last hidden states that predict the tokens of responses, from one forward of each prompt.
 
@@ -67,7 +67,7 @@ def grouped_hidden(
         prompts: token ids, -1 where there is none, which may be anywhere.
         responses: likewise. What is returned at padding is finite and means nothing.
         group: the row of ``prompts`` before each response. Groups may have any sizes and stand in any order.
-        attention: ``"sdpa"``, two calls of torch's scaled dot-product attention; or ``"flex"``, one of its
+        prefix_attention: ``"sdpa"``, two calls of torch's scaled dot-product attention; or ``"flex"``, one of its
             flex-attention with a block mask, which copies no keys and leaves out blocks that nobody sees. That is
             compiled on a GPU; on the CPU it holds all scores, and torch has no backward pass of it.
 
@@ -76,11 +76,11 @@ def grouped_hidden(
         ValueError: shapes or dtypes do not fit, a group is no row of ``prompts``, or a prompt is empty; the model has
             another kind of attention, or dropout in training mode; flex-attention is asked for gradients on the CPU.
     """
-    if attention not in get_args(PrefixAttention):
-        raise ValueError(f"attention = {attention!r}; valid: {', '.join(get_args(PrefixAttention))}")
+    if prefix_attention not in get_args(PrefixAttention):
+        raise ValueError(f"prefix_attention = {prefix_attention!r}; valid: {', '.join(get_args(PrefixAttention))}")
     backbone = _checked(model)
     row = _pack(prompts, responses, group)
-    shared = _TwoCalls(row) if attention == "sdpa" else _BlockMasked(row)
+    shared = _TwoCalls(row) if prefix_attention == "sdpa" else _BlockMasked(row)
     with _attention(backbone.config), _checkpoints(backbone):
         output = backbone(
             input_ids=row.tokens[None],
@@ -115,8 +115,6 @@ class _Row:
 
     Attributes:
         prompt, response: places of the tokens of each.
-        prompt_of: the prompt of each token, or of its response.
-        response_of: the response of each token; -1 if it is a prompt's.
         context: of each prompt with its response; the s-th token has position s.
         start: how many tokens each response's prompt has.
         slot: places of the row's tokens in [prompt; response], both flattened.
@@ -127,8 +125,6 @@ class _Row:
     positions: Int[Tensor, " N"]
     prompt: Int[Tensor, "prompts P"]
     response: Int[Tensor, "batch n"]
-    prompt_of: Int[Tensor, " N"]
-    response_of: Int[Tensor, " N"]
     context: Int[Tensor, "batch S"]
     start: Int[Tensor, " batch"]
     slot: Int[Tensor, " N"]
@@ -170,7 +166,6 @@ def _pack(prompts: Tensor, responses: Tensor, group: Tensor) -> _Row:
     )
     before = (responses >= 0).cumsum(1) - 2  # which of the response's tokens, from 0 on, or the prompt's last
     last = prompt_begin[group] + start - 1
-    prompt_row, response_row = in_prompt.nonzero()[:, 0], in_response.nonzero()[:, 0]
     return _Row(
         tokens=torch.cat(
             [
@@ -183,8 +178,6 @@ def _pack(prompts: Tensor, responses: Tensor, group: Tensor) -> _Row:
         ),
         prompt=prompt.where(in_prompt, 0),
         response=response.where(in_response, 0),
-        prompt_of=torch.cat([prompt_row, group[response_row]]),
-        response_of=torch.cat([torch.full_like(prompt_row, -1), response_row]),
         context=context.where(steps < end[:, None], 0),
         start=start,
         slot=torch.cat([in_prompt.flatten(), in_response.flatten()]).nonzero().squeeze(1),
@@ -266,7 +259,8 @@ class _BlockMasked:
         on_cpu = query.device.type == "cpu"
         if on_cpu and torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
             raise ValueError(
-                "attention = 'flex' on the CPU, where torch has no backward pass of it; valid: 'sdpa', or torch.no_grad"
+                "prefix_attention = 'flex' on the CPU, where torch has no backward pass of it; valid: 'sdpa', or "
+                "torch.no_grad"
             )
         attend: Any = flex_attention if on_cpu else _compiled()
         attended: Any = attend(
@@ -277,16 +271,24 @@ class _BlockMasked:
 
     @cached_property
     def _mask(self) -> BlockMask:
-        prompt_of, response_of = self._row.prompt_of, self._row.response_of
+        row = self._row
+        (prompts, length), (_, n) = row.prompt.shape, row.response.shape
+        after = row.slot - prompts * length  # the slots of prompts come first
+        response_of = torch.where(after < 0, -1, after // max(1, n))
+        own, given = (
+            row.prompt[(row.slot // length).clamp(max=prompts - 1), 0],
+            row.context[response_of.clamp(min=0), 0],
+        )
+        begin = torch.where(after < 0, own, given)  # of the prompt of each token, or of its response
 
         def visible(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
             # Prompts stand before responses, so "not later" is causality within both and between them.
-            of_prompt = (response_of[k] < 0) & (prompt_of[k] == prompt_of[q])
+            of_prompt = (response_of[k] < 0) & (begin[k] == begin[q])
             of_response = (response_of[k] >= 0) & (response_of[k] == response_of[q])
             return (k <= q) & (of_prompt | of_response)
 
-        count = len(prompt_of)
-        return create_block_mask(visible, None, None, count, count, device=prompt_of.device)
+        count = len(row.tokens)
+        return create_block_mask(visible, None, None, count, count, device=row.tokens.device)
 
 
 @cache

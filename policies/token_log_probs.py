@@ -85,7 +85,7 @@ class TokenLogits:
 
     @torch.no_grad()
     def columns(self, chosen: slice = slice(None), *, out: Tensor | None = None) -> Float[Tensor, "n columns"]:
-        """Some columns of z, in ``out`` if there is one."""
+        """Some columns of z, in ``out`` where torch can."""
         z = self.product(self.hidden, self.weight[chosen].T, out=out)
         if self.bias is not None:
             z += self.bias[chosen]
@@ -120,7 +120,7 @@ class TokenLogits:
         return (1 - (z * (self.temperature / self.softcap)).square_()).div_(self.temperature)
 
     def product(self, a: Tensor, b: Tensor, *, out: Tensor | None = None) -> Tensor:
-        """``a @ b``, summed in ``dtype`` and not rounded after that, in ``out`` if there is one."""
+        """``a @ b``, summed in ``dtype`` and not rounded after that, in ``out`` where torch can."""
         a, b = a.to(self.inputs_dtype), b.to(self.inputs_dtype)
         if self.inputs_dtype != self.dtype and a.is_cuda:
             return torch.mm(a, b, out_dtype=self.dtype)

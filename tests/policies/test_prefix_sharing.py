@@ -94,7 +94,7 @@ def test_flex_attention_computes_the_same(name: str) -> None:
     family, options = MODELS[name]
     model = tiny(family, **options)
     with torch.no_grad():
-        hidden = grouped_hidden(model, prompts=PROMPTS, responses=RESPONSES, group=GROUP, attention="flex")
+        hidden = grouped_hidden(model, prompts=PROMPTS, responses=RESPONSES, group=GROUP, prefix_attention="flex")
         theirs = torch.cat(one_by_one(model, PROMPTS, RESPONSES, GROUP))
     torch.testing.assert_close(hidden[RESPONSES >= 0], theirs, rtol=0, atol=1e-10)
 
@@ -105,7 +105,7 @@ def test_flex_attention_over_several_blocks() -> None:
     responses = torch.randint(VOCABULARY, (5, 40), generator=drawing)
     batch = {"prompts": prompts, "responses": responses, "group": torch.tensor([1, 0, 1, 1, 0])}
     with torch.no_grad():
-        flex, sdpa = (grouped_hidden(model, **batch, attention=each) for each in ("flex", "sdpa"))
+        flex, sdpa = (grouped_hidden(model, **batch, prefix_attention=each) for each in ("flex", "sdpa"))
     torch.testing.assert_close(flex, sdpa, rtol=0, atol=1e-10)
 
 
@@ -118,7 +118,7 @@ def test_flex_attention_has_the_same_gradients_on_a_gpu(name: str) -> None:
     batch = {"prompts": PROMPTS.to("cuda"), "responses": RESPONSES.to("cuda"), "group": GROUP.to("cuda")}
     found = []
     for attention in ("flex", "sdpa"):
-        hidden = grouped_hidden(model, **batch, attention=attention)[batch["responses"] >= 0]
+        hidden = grouped_hidden(model, **batch, prefix_attention=attention)[batch["responses"] >= 0]
         found.append(gradients(model, hidden.cpu()))
     assert_same(*found, 1e-4)
 
@@ -309,11 +309,11 @@ def test_what_does_not_fit_is_refused(changed: dict[str, Tensor], message: str) 
 
 def test_attention_that_cannot_be_is_refused() -> None:
     batch = {"prompts": PROMPTS, "responses": RESPONSES, "group": GROUP}
-    with pytest.raises(ValueError, match="attention = 'eager'; valid: sdpa, flex"):
-        grouped_hidden(tiny("llama"), **batch, attention="eager")
+    with pytest.raises(ValueError, match="prefix_attention = 'eager'; valid: sdpa, flex"):
+        grouped_hidden(tiny("llama"), **batch, prefix_attention="eager")
     model = tiny("llama")
-    with pytest.raises(ValueError, match=r"attention = 'flex' on the CPU, .* valid: 'sdpa', or torch\.no_grad"):
-        grouped_hidden(model, **batch, attention="flex")
+    with pytest.raises(ValueError, match=r"prefix_attention = 'flex' on the CPU, .* valid: 'sdpa', or torch\.no_grad"):
+        grouped_hidden(model, **batch, prefix_attention="flex")
     assert model.config._attn_implementation == "sdpa"
 
 

@@ -62,8 +62,9 @@ class Played:
     """Episodes in the order of their tasks, [episodes, steps], padded on the right.
 
     ``cut`` [episodes] marks those that nothing but ``max_steps`` has ended. ``state`` is the policy's before the first
-    step, where it is not the initial one of every episode; ``extras`` are more tensors, [episodes, ...]. ``log_prob``
-    and ``entropy`` are of the actions when they were sampled, if that is to be believed; else they are worked out.
+    step, where it is not the initial one of every episode, and ``sampling_state`` what it was when it acted, where that
+    is another; ``extras`` are more tensors, [episodes, ...]. ``log_prob`` and ``entropy`` are of the actions when they
+    were sampled, if that is to be believed; else they are worked out.
     """
 
     observation: Observation
@@ -76,6 +77,7 @@ class Played:
     final_state: Tensor | None
     cut: Tensor
     state: Tensor | None = None
+    sampling_state: Tensor | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     log_prob: Tensor | None = None
     entropy: Tensor | None = None
@@ -446,6 +448,7 @@ def evaluated(policy: EvaluatingPolicy, played: Played) -> Trajectories:
         terminated=played.terminated,
         truncated=played.truncated,
         state=policy.initial_state(len(played.mask)) if played.state is None else played.state,
+        sampling_state=played.sampling_state,
         extras=played.extras,
     )
     if played.log_prob is not None:

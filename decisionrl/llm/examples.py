@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -20,44 +24,57 @@ class SolvedExamples:
         source = EpisodeSource(world, ..., pipeline=[..., examples])        # as a step, to be saved
 
     ``[prompt, response] * shown + [prompt]``, the most alike last: by the share of pairs of neighboring tokens that
-    two prompts have in common. (The paper compares embeddings.) The policy's log-probabilities are of responses to
-    the prompt with its examples; the paper does not say what its loss is of.
+    two prompts have in common. (The paper compares embeddings.)
 
     Args:
         success: the reward from which a response is right.
         shown: K, examples in front of a prompt; fewer while there are not as many.
         capacity: prompts in the corpus; the oldest go first.
         longest: tokens of the examples in front of a prompt; those that do not fit are left out.
+        in_loss: log-probabilities, and so the loss, are of responses to the prompt with its examples, as they were
+            sampled; otherwise to the prompt alone, so that what was found with examples is learned without them. The
+            paper does not say which.
 
     Raises:
         ValueError: an option is out of range.
     """
 
-    def __init__(self, *, success: float, shown: int = 2, capacity: int = 512, longest: int = 512) -> None:
+    def __init__(
+        self, *, success: float, shown: int = 2, capacity: int = 512, longest: int = 512, in_loss: bool = True
+    ) -> None:
         for name, value in (("shown", shown), ("capacity", capacity), ("longest", longest)):
             if value < 1:
                 raise ValueError(f"{name} = {value}; valid: a whole number >= 1")
         self.success, self.shown, self.capacity, self.longest = success, shown, capacity, longest
-        self._solved: OrderedDict[int, tuple[list[int], list[int]]] = OrderedDict()
+        self.in_loss = in_loss
+        self._solved: OrderedDict[int, _Example] = OrderedDict()
         self._failed: set[int] = set()
         self._seeded = self._asked = 0
 
-    def before(self, number: int, prompt: Sequence[int]) -> list[int]:
-        """The tokens of the examples to stand in front of prompt ``number``; none unless it has failed."""
-        self._asked += 1
+    def before(self, number: int, prompt: Sequence[int], *, responses: int = 1) -> list[int]:
+        """The tokens of the examples to stand in front of prompt ``number``; none unless it has failed.
+
+        responses: how many are asked for, which the metric ``seeded`` counts.
+        """
+        self._asked += responses
         if number not in self._failed:
             return []
         own = _pairs(prompt)
-        alike = sorted(
-            (other for other in self._solved if other != number),
-            key=lambda other: _overlap(own, _pairs(self._solved[other][0])),
+        alike = heapq.nlargest(
+            self.shown,
+            (
+                (_overlap(own, each.pairs), place, each)
+                for place, (other, each) in enumerate(self._solved.items())
+                if other != number
+            ),
+            key=itemgetter(0, 1),  # of those as much alike, the newest
         )
         shown: list[int] = []
-        for other in reversed(alike[-self.shown :]):
-            example = [token for part in self._solved[other] for token in part]
+        for _, _, each in alike:
+            example = each.prompt + each.response
             if len(example) + len(shown) <= self.longest:
                 shown = example + shown
-        self._seeded += bool(shown)
+        self._seeded += responses * bool(shown)
         return shown
 
     def heard(
@@ -72,7 +89,7 @@ class SolvedExamples:
         self._failed = (self._failed | set(numbers)) - right
         for number, prompt, response, reward in zip(numbers, prompts, said, rewards, strict=True):
             if reward >= self.success:
-                self._solved[number] = (list(prompt), list(response))
+                self._solved[number] = _Example(list(prompt), list(response))
                 self._solved.move_to_end(number)
         while len(self._solved) > self.capacity:
             self._solved.popitem(last=False)
@@ -84,12 +101,22 @@ class SolvedExamples:
         return batch.replace(metrics={**batch.metrics, "seeded": torch.tensor(share)})
 
     def state_dict(self) -> dict[str, Any]:
-        solved = [[number, prompt, response] for number, (prompt, response) in self._solved.items()]
+        solved = [[number, each.prompt, each.response] for number, each in self._solved.items()]
         return {"solved": solved, "failed": sorted(self._failed)}
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        self._solved = OrderedDict((number, (prompt, response)) for number, prompt, response in state["solved"])
+        self._solved = OrderedDict((number, _Example(prompt, response)) for number, prompt, response in state["solved"])
         self._failed = set(state["failed"])
+
+
+@dataclass(frozen=True)
+class _Example:
+    prompt: list[int]
+    response: list[int]
+
+    @cached_property
+    def pairs(self) -> set[tuple[int, int]]:
+        return _pairs(self.prompt)
 
 
 def _pairs(tokens: Sequence[int]) -> set[tuple[int, int]]:
@@ -97,4 +124,5 @@ def _pairs(tokens: Sequence[int]) -> set[tuple[int, int]]:
 
 
 def _overlap(one: set[tuple[int, int]], other: set[tuple[int, int]]) -> float:
-    return len(one & other) / max(1, len(one | other))
+    both = len(one & other)
+    return both / max(1, len(one) + len(other) - both)

@@ -6,8 +6,9 @@ them in the same way, so that a recipe does not know which of the two it has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -22,6 +23,7 @@ from decisionrl.experience.episodes import Played, Task
 from decisionrl.experience.trajectories import NO_TOKEN
 from decisionrl.llm.examples import SolvedExamples
 from decisionrl.llm.generation import Engine, Generated, Temperature, generate
+from decisionrl.llm.record import Provenance
 from decisionrl.policies.language import LanguagePolicy
 
 if TYPE_CHECKING:
@@ -143,7 +145,7 @@ class TextWorld:
         If the rewards fail, the responses are kept, and the same call from the same state rewards those.
 
         Raises:
-            ValueError: there is no task, or a prompt is empty.
+            ValueError: there is no task, a prompt is empty, or log-probabilities as they were sampled will not do.
             ContextLengthError: a prompt and a response may be longer than the model can read.
             RewardFunctionError: a reward function failed.
         """
@@ -151,11 +153,14 @@ class TextWorld:
             raise ValueError("tasks is empty; valid: at least one episode")
         if self.log_probs == "sampled" and policy.critic is not None:
             raise ValueError("log_probs = 'sampled'; valid with a critic: 'recomputed'")
+        if self.log_probs == "sampled" and self.examples is not None and not self.examples.in_loss:
+            raise ValueError("log_probs = 'sampled'; valid with examples that are not in the loss: 'recomputed'")
         limit = min(self.max_tokens, max_steps or self.max_tokens)
         new = [limit - each.played if more is None else min(more, limit - each.played) for each in tasks]
         texts = {start: self.prompt(start) for start in dict.fromkeys(each.seed for each in tasks)}
         prompts = [texts[each.seed] for each in tasks]
-        asked = [self._asked(*pair) + _tokens(pair[0].prefix) for pair in zip(tasks, prompts, strict=True)]
+        shown = self._shown(tasks, texts)
+        asked = [shown.get(each.seed, []) + texts[each.seed] + _tokens(each.prefix) for each in tasks]
         context, allowed = padded(asked).to(self.device), torch.tensor(new, device=self.device)
         request = asked, new, _moment(policy, generator)
         attempt, self._unrewarded = self._unrewarded, None
@@ -169,13 +174,30 @@ class TextWorld:
         except Exception:
             self._unrewarded = attempt
             raise
-        if self.examples is not None:
-            self._heard(tasks, prompts, played)
-        return played
+        if self.examples is None:
+            return played
+        self._heard(tasks, prompts, played)
+        if self.examples.in_loss:
+            return played
+        alone = padded([texts[each.seed] + _tokens(each.prefix) for each in tasks]).to(self.device)
+        hinted = torch.tensor([bool(shown[each.seed]) for each in tasks], device=self.device)
+        return replace(
+            played,
+            state=alone,
+            sampling_state=context,
+            final_state=torch.cat([alone, attempt.written.token], 1),
+            extras={**played.extras, "provenance": hinted * int(Provenance.HINTED)},
+        )
 
-    def _asked(self, task: Task, prompt: list[int]) -> list[int]:
-        """The prompt, with examples in front where they are wanted."""
-        return prompt if self.examples is None else self.examples.before(self.number(task.seed), prompt) + prompt
+    def _shown(self, tasks: Sequence[Task], texts: Mapping[int, list[int]]) -> dict[int, list[int]]:
+        """The examples in front of each start's prompt."""
+        if self.examples is None:
+            return {}
+        asked = Counter(each.seed for each in tasks)
+        return {
+            start: self.examples.before(self.number(start), texts[start], responses=responses)
+            for start, responses in asked.items()
+        }
 
     def _heard(self, tasks: Sequence[Task], prompts: Sequence[Sequence[int]], played: Played) -> None:
         """Tell the examples what whole responses have earned."""

@@ -278,13 +278,13 @@ class Control:
         cast("TextWorld", self.world).temperature = heat.at
         return (heat,)
 
-    def solved_examples(self, *, shown: int, success: float) -> Sequence[PipelineStep]:
+    def solved_examples(self, *, shown: int, success: float, in_loss: bool) -> Sequence[PipelineStep]:
         """XRPO's examples before prompts, as steps to stand in the pipeline; none unless the actions are tokens."""
         if self.language is None or not shown:
             return ()
         from decisionrl.llm.examples import SolvedExamples
 
-        examples = SolvedExamples(success=success, shown=shown)
+        examples = SolvedExamples(success=success, shown=shown, in_loss=in_loss)
         cast("TextWorld", self.world).examples = examples
         return (examples,)
 

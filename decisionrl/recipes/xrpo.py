@@ -37,6 +37,7 @@ def xrpo(
     novelty: float = 2.5,
     kappa: float = 0.5,
     shown: int = 2,
+    shown_in_loss: bool = True,
     clip: float = 0.2,
     epochs: int = 4,
     minibatch: int | None = None,
@@ -48,7 +49,8 @@ def xrpo(
     ``budget`` of episodes goes, in further ``phases``, where the mean return is least certain. success: the return
     above which an episode is a success, by default the environment's reward threshold. novelty, kappa: the bonus of
     unlikely successes, see ``Sharpened``. shown: solved examples in front of prompts that have only failed, 0 for none;
-    for which control has no counterpart. minibatch: episodes in one.
+    for which control has no counterpart. shown_in_loss: the loss is of responses to prompts with their examples; if
+    not, to the prompts alone. minibatch: episodes in one.
     """
     options = own_options(locals())
     control = Control(**common)
@@ -70,7 +72,9 @@ def xrpo(
             pipeline=[
                 GroupNormalized(),
                 Sharpened(novelty=novelty, kappa=kappa, threshold=control.success(success)),
-                *control.solved_examples(shown=shown, success=control.success(success)),
+                *control.solved_examples(
+                    shown=shown, success=control.success(success), in_loss=shown_in_loss
+                ),
             ],
             seed=control.seed,
         ),

@@ -229,6 +229,7 @@ TOKENS = {"aggregate": "token-mean"}
         ("vade", {}, None, {}),
         ("xrpo", {"kappa": 0.0, "success": 0.4}, {"success": 0.4}, {}),
         ("xrpo", {"novelty": 0.0, "success": 0.4}, None, {}),
+        ("xrpo", {"kappa": 0.0, "success": 0.4, "shown_in_loss": False}, {"success": 0.4}, {}),
         ("dapo", {"clip_high": 0.2}, {"clip_high": 3.0}, TOKENS),
         ("ares", {"success": 0.0}, None, {**TOKENS, "clip_high": 0.3}),
     ],

@@ -14,7 +14,9 @@ from decisionrl.envs.text.tokenizer import character_tokenizer, encode
 from decisionrl.experience.branching import Tree
 from decisionrl.experience.episodes import EpisodeSource, Played, Task, evaluated, play
 from decisionrl.experience.trajectories import joined
+from decisionrl.llm.examples import SolvedExamples
 from decisionrl.llm.generation import Generated, generate
+from decisionrl.llm.record import Provenance
 from decisionrl.llm.responses import Demonstrations, responses
 from decisionrl.llm.warm_start import warm_start, warm_started
 from decisionrl.llm.windows import TokenWindows
@@ -124,6 +126,42 @@ def test_an_episode_is_a_response() -> None:
     assert episodes.extras["problem"].tolist() == [1, 1, 0]
     everything = [*ids("aa"), *ids("bb"), END]
     assert [token for token in episodes.final_state[0].tolist() if token >= 0] == everything  # type: ignore[index]
+
+
+def test_examples_are_in_the_loss_or_only_in_the_sampling() -> None:
+    for in_loss in (True, False):
+        examples = SolvedExamples(success=1.0, in_loss=in_loss)
+        made, engine = world(["bb.", "a.", "b.", "b.", "bb.", "bb."], examples=examples)
+        policy = model()
+        first = made.play(policy, [Task(1), Task(0)], generator=None)
+        assert examples._failed == {0}
+        later = made.play(policy, [Task(0), Task(0), Task(1), Task(1)], generator=None)
+        alone = [[*ids("a"), -1]] * 2 + [ids("aa")] * 2
+        hinted = [[*ids("aabb"), END, *ids("a")]] * 2 + [[*ids("aa"), -1, -1, -1, -1]] * 2
+        assert engine.asked[-1]["context"].tolist() == hinted
+        assert later.outcome.tolist() == [1, 1, 1, 1]
+        batch, both = evaluated(policy, later), joined([evaluated(policy, first), evaluated(policy, later)])
+        assert batch.state is not None
+        torch.testing.assert_close(batch.log_prob, policy.evaluate(batch).log_prob)
+        assert float(examples(batch).metrics["seeded"]) == pytest.approx(2 / 6)
+        if in_loss:
+            assert batch.state.tolist() == hinted
+            assert batch.sampling_state is both.sampling_state is None
+        else:
+            assert batch.state.tolist() == alone
+            assert batch.sampling_state is not None
+            assert batch.sampling_state.tolist() == hinted
+            assert batch.extras["provenance"].tolist() == [Provenance.HINTED] * 2 + [Provenance.ON_POLICY] * 2
+            assert both.sampling_state is not None
+            assert both.sampling_state.shape == (6, 6)
+            assert later.final_state is not None
+            assert later.final_state[0].tolist()[:3] == [*ids("a"), -1, *ids("b")]
+
+
+def test_log_probabilities_as_sampled_are_not_of_another_prompt() -> None:
+    made, _ = world(["b."], examples=SolvedExamples(success=1.0, in_loss=False), log_probs="sampled")
+    with pytest.raises(ValueError, match="valid with examples that are not in the loss: 'recomputed'"):
+        made.play(model(), [Task(0)], generator=None)
 
 
 def test_what_is_cut_has_no_reward_and_goes_on_later() -> None:

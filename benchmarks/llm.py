@@ -87,7 +87,22 @@ class LanguageCase:
         name = f"{self.task.rpartition('/')[2]}-{config_hash({'options': dict(self.options)})}-{context.seed}"
         folder = context.directory.parent.parent / "data"
         folder.mkdir(parents=True, exist_ok=True)
-        return warm_started(make_task(self.task, **self.options), folder / name, seed=context.seed)
+        return self._warm_started(folder / name, context.seed)
+
+    def _warm_started(self, directory: Path, seed: int) -> Path:
+        return warm_started(make_task(self.task, **self.options), directory, seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AfterExamples(LanguageCase):
+    """From a warm start in which up to ``examples`` solved prompts stand in front of those that are imitated."""
+
+    examples: int = 2
+
+    def _warm_started(self, directory: Path, seed: int) -> Path:
+        name = f"{directory.name}-examples{self.examples}"
+        task = make_task(self.task, **self.options)
+        return warm_started(task, directory.with_name(name), seed=seed, examples=self.examples)
 
 
 def measured(experiment: Experiment) -> list[Measurement]:
@@ -136,18 +151,39 @@ TASKS: Mapping[str, Mapping[str, Any]] = {
 """Task -> its options."""
 
 
+EXAMPLES = {
+    "grpo": ("grpo", {}),
+    "xrpo": ("xrpo", {}),
+    "xrpo_shown": ("xrpo", {"shown": 2}),
+    "xrpo_shown_sampling": ("xrpo", {"shown": 2, "shown_in_loss": False}),
+}
+"""Method -> recipe and arguments, from models that know prompts with examples in front: XRPO without them, with two,
+and with two that the loss leaves out."""
+
+
 def cases(profile: str, data: Path | None) -> list[Case]:
     """All cases of a profile, in the order of the report; there is no use for ``data``."""
     if profile == "quick":
         return [_case("modular-addition", name, {"modulus": 11}, {"steps": 40_000}) for name in ("grpo", "rloo")]
-    return [_case(task, name, options) for task, options in TASKS.items() for name in ON_ENVIRONMENTS]
+    return [
+        *(_case(task, name, options) for task, options in TASKS.items() for name in ON_ENVIRONMENTS),
+        *(
+            Case("modular-addition-examples", method, AfterExamples(**_parts("modular-addition", name, {}, arguments)))
+            for method, (name, arguments) in EXAMPLES.items()
+        ),
+    ]
 
 
 def _case(task: str, name: str, options: Mapping[str, Any], arguments: Mapping[str, Any] = {}) -> Case:
-    """A case with its preset spelled out, so that results are made anew when that changes."""
+    return Case(task, name, LanguageCase(**_parts(task, name, options, arguments)))
+
+
+def _parts(task: str, name: str, options: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a case, with its preset spelled out, so that results are made anew when that changes."""
     env = f"text/{task}"
-    return Case(
-        task,
-        name,
-        LanguageCase(task=env, recipe=name, options=options, arguments={**preset(name, {"env": env}), **arguments}),
-    )
+    return {
+        "task": env,
+        "recipe": name,
+        "options": options,
+        "arguments": {**preset(name, {"env": env}), **arguments},
+    }

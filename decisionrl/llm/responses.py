@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from decisionrl.experience.trajectories import NO_TOKEN, Trajectories
@@ -42,15 +41,31 @@ def responses(
 
 @dataclass(frozen=True, kw_only=True)
 class Demonstrations:
-    """``draw(generator) -> Trajectories``: correct responses to ``size`` prompts at random, with the end token."""
+    """``draw(generator) -> Trajectories``: correct responses to ``size`` prompts at random, with the end token.
+
+    examples: in front of each prompt are from 0 to as many others with right responses, all numbers as likely, as
+        :class:`~decisionrl.llm.examples.SolvedExamples` shows them.
+    """
 
     world: TextWorld
     size: int
+    examples: int = 0
 
     def __call__(self, generator: torch.Generator) -> Trajectories:
-        starts: Int[Tensor, " size"] = torch.randint(
-            self.world.num_starts or ENDLESS, (self.size,), generator=generator
-        )
-        prompts = [self.world.prompt(start) for start in starts.tolist()]
-        written, own = zip(*(self.world.demonstration(start, generator) for start in starts.tolist()), strict=True)
+        starts = self._starts(self.size, generator)
+        prompts = [self.world.prompt(start) for start in starts]
+        written, own = zip(*(self.world.demonstration(start, generator) for start in starts), strict=True)
+        if self.examples:
+            counts = torch.randint(self.examples + 1, (self.size,), generator=generator).tolist()
+            prompts = [self._shown(count, generator) + prompt for count, prompt in zip(counts, prompts, strict=True)]
         return responses(prompts, written, own).to(self.world.device)
+
+    def _starts(self, count: int, generator: torch.Generator) -> list[int]:
+        return torch.randint(self.world.num_starts or ENDLESS, (count,), generator=generator).tolist()
+
+    def _shown(self, count: int, generator: torch.Generator) -> list[int]:
+        """So many prompts with right responses, one after the other."""
+        shown: list[int] = []
+        for start in self._starts(count, generator):
+            shown += self.world.prompt(start) + self.world.demonstration(start, generator)[0]
+        return shown

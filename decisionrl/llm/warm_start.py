@@ -25,7 +25,7 @@ from decisionrl.policies.language_models import quietly, tiny_model
 from decisionrl.seeding import generator
 
 PROMPT_TOKENS = 64
-"""The longest prompt that a model of :func:`warm_started` can read."""
+"""The longest prompt, without examples, that a model of :func:`warm_started` can read."""
 
 
 def warm_start(
@@ -38,6 +38,7 @@ def warm_start(
     limit: int = 5000,
     every: int = 10,
     responses: int = 256,
+    examples: int = 0,
     seed: int = 0,
     progress: Callable[[int, float], None] | None = None,
 ) -> float:
@@ -50,6 +51,8 @@ def warm_start(
         batch, learning_rate: of Adam.
         limit: updates at most; there is a warning if they do not suffice.
         every: updates between measurements, of a response to each of as many prompts as ``responses``.
+        examples: at most so many solved ones stand in front of the prompts that are imitated; the share is of prompts
+            without. A model that has never read any is lost when it is shown some.
         progress: told the updates so far and the share.
 
     Raises:
@@ -60,7 +63,7 @@ def warm_start(
         raise ValueError(f"target = {target}; valid: above 0 and at most 1")
     if best is None:
         raise ValueError(f"{world.name}: best_reward = None; valid for a warm start: a number")
-    source = DatasetSource(Demonstrations(world=world, size=batch), seed=seed)
+    source = DatasetSource(Demonstrations(world=world, size=batch, examples=examples), seed=seed)
     learner = GradientLearner(
         policy,
         BehaviorCloning(),
@@ -81,7 +84,9 @@ def warm_start(
     return share
 
 
-def warm_started(task: TextTask, directory: Path, *, seed: int, prompts: Int[Tensor, " prompts"] | None = None) -> Path:
+def warm_started(
+    task: TextTask, directory: Path, *, seed: int, prompts: Int[Tensor, " prompts"] | None = None, examples: int = 0
+) -> Path:
     """The directory with a small transformer that :func:`warm_start` has trained, and its tokenizer; made where it is
     not there yet.
 
@@ -96,10 +101,10 @@ def warm_started(task: TextTask, directory: Path, *, seed: int, prompts: Int[Ten
     if task.alphabet is None:
         raise ValueError(f"{task.name}: model = None; valid: a directory with a model that knows its language")
     tokenizer = character_tokenizer(task.alphabet)
-    model = tiny_model(
-        len(tokenizer), context=PROMPT_TOKENS + task.max_tokens, generator=generator(seed, "language model")
-    )
-    warm_start(LanguagePolicy(model), TextWorld(task, tokenizer, num_envs=256, prompts=prompts), seed=seed)
+    context = (1 + examples) * (PROMPT_TOKENS + task.max_tokens)
+    model = tiny_model(len(tokenizer), context=context, generator=generator(seed, "language model"))
+    world = TextWorld(task, tokenizer, num_envs=256, prompts=prompts)
+    warm_start(LanguagePolicy(model), world, examples=examples, seed=seed)
     partial = directory.with_name(f".{directory.name}.{os.getpid()}.part")
     shutil.rmtree(partial, ignore_errors=True)
     with quietly():

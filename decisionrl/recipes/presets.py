@@ -100,7 +100,7 @@ SMALL_LANGUAGE: Mapping[str, Mapping[str, Any]] = {
     },
     **dict.fromkeys(("rloo", "gtpo"), OFTEN),
     **{name: {**RESPONSES, **PASSES, **PROMPTS} for name in ("dcpo", "vade")},
-    "xrpo": {"groups": 64, "budget": 512, **PASSES, **PROMPTS},
+    "xrpo": {"groups": 64, "budget": 512, "shown": 0, **PASSES, **PROMPTS},
     "reinforce": {"episodes": 128, "gamma": 1.0},
     "remax": {"episodes": 128},
     "ppo": {"num_envs": 512, "epochs": 1, "minibatch": 384, "gamma": 1.0, "gae_lambda": 1.0},
@@ -110,7 +110,8 @@ SMALL_LANGUAGE: Mapping[str, Mapping[str, Any]] = {
     "segment_spo": {"episodes": 128, "interval": 1, "rollouts": 4, "epochs": 1, "minibatch": 32},
 }
 """Recipe -> arguments for the small transformer on text tasks: an update from about 128 responses, four in a batch
-where a recipe has minibatches; prompts are those of modular addition."""
+where a recipe has minibatches; prompts are those of modular addition. The small transformer has never read an example
+in front of a prompt, and is lost after one, so that XRPO shows it none."""
 
 TOKENS: Mapping[str, Any] = {"num_envs": 512, "clip_norm": 1.0, "steps": 1_200_000}
 

@@ -1,5 +1,6 @@
 """Text tasks as a world: what an episode is, what it is worth, and how sources play it."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -276,6 +277,23 @@ def test_demonstrations_are_right_and_marked() -> None:
     rows = responses([ids("a")], [ids("bd")], [[True, False]])
     assert rows.mask.tolist() == [[True, False]]
     assert rows.terminated.tolist() == [[False, True]]
+
+
+def test_demonstrations_may_follow_others() -> None:
+    made, _ = world()
+    batch = Demonstrations(world=made, size=64, examples=2)(rng())
+    assert batch.state is not None
+    shown = []
+    for state, action, mask in zip(batch.state, batch.action, batch.mask, strict=True):
+        text = TOKENIZER.decode(state[state >= 0].tolist(), skip_special_tokens=True)
+        assert (state == END).sum() == text.count("cd")
+        *before, prompt = re.split("(?<=b)(?=a)", text)
+        assert all(re.fullmatch(r"(a+)cd(b+)", each) and each.count("a") == each.count("b") for each in before)
+        assert action[mask].tolist().count(ids("b")[0]) == len(prompt)
+        shown.append(len(before))
+    assert set(shown) == {0, 1, 2}
+    alone = Demonstrations(world=made, size=64)(rng())
+    assert torch.equal(alone.action, batch.action), "the prompts are the same"
 
 
 def test_a_reward_function_that_fails_is_named() -> None:

@@ -141,24 +141,27 @@ def _watched(record: Record) -> list[Measurement]:
 
 # ---------------------------------------------------------------------------------------------- the cases
 
-TASKS: Mapping[str, Mapping[str, Any]] = {
-    "modular-addition": {},
-    "countdown": {},
-    "key-token-chain": {},
-    "sorting": {},
-    "mod-chain": {"max_length": 4},
+Arguments = Mapping[str, Any]
+
+TASKS: Mapping[str, tuple[Arguments, Arguments]] = {
+    "modular-addition": ({}, {}),
+    "countdown": ({}, {"steps": 250_000}),
+    "key-token-chain": ({}, {"steps": 120_000}),
+    "sorting": ({}, {"steps": 250_000}),
+    "mod-chain": ({"max_length": 3, "rulebook": False}, {"steps": 300_000}),
 }
-"""Task -> its options."""
+"""Task -> its options, and arguments of all recipes. Budgets in tokens are small where GRPO learns fast."""
 
+SHOWN: Mapping[str, tuple[str, Arguments]] = {"xrpo_shown": ("xrpo", {"shown": 2})}
+"""Method -> recipe and arguments, on modular addition: XRPO with examples that the model cannot read."""
 
-EXAMPLES = {
+AFTER_EXAMPLES: Mapping[str, tuple[str, Arguments]] = {
     "grpo": ("grpo", {}),
     "xrpo": ("xrpo", {}),
-    "xrpo_shown": ("xrpo", {"shown": 2}),
+    **SHOWN,
     "xrpo_shown_sampling": ("xrpo", {"shown": 2, "shown_in_loss": False}),
 }
-"""Method -> recipe and arguments, from models that know prompts with examples in front: XRPO without them, with two,
-and with two that the loss leaves out."""
+"""The same, from models that know prompts with examples in front."""
 
 
 def cases(profile: str, data: Path | None) -> list[Case]:
@@ -166,19 +169,25 @@ def cases(profile: str, data: Path | None) -> list[Case]:
     if profile == "quick":
         return [_case("modular-addition", name, {"modulus": 11}, {"steps": 40_000}) for name in ("grpo", "rloo")]
     return [
-        *(_case(task, name, options) for task, options in TASKS.items() for name in ON_ENVIRONMENTS),
+        *(_case(task, name, *of_task) for task, of_task in TASKS.items() for name in ON_ENVIRONMENTS),
+        *(_variant("modular-addition", method, LanguageCase, *of_method) for method, of_method in SHOWN.items()),
         *(
-            Case("modular-addition-examples", method, AfterExamples(**_parts("modular-addition", name, {}, arguments)))
-            for method, (name, arguments) in EXAMPLES.items()
+            _variant("modular-addition-examples", method, AfterExamples, *of_method)
+            for method, of_method in AFTER_EXAMPLES.items()
         ),
     ]
 
 
-def _case(task: str, name: str, options: Mapping[str, Any], arguments: Mapping[str, Any] = {}) -> Case:
+def _case(task: str, name: str, options: Arguments, arguments: Arguments) -> Case:
     return Case(task, name, LanguageCase(**_parts(task, name, options, arguments)))
 
 
-def _parts(task: str, name: str, options: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+def _variant(case: str, method: str, kind: type[LanguageCase], name: str, arguments: Arguments) -> Case:
+    """On modular addition."""
+    return Case(case, method, kind(**_parts("modular-addition", name, {}, arguments)))
+
+
+def _parts(task: str, name: str, options: Arguments, arguments: Arguments) -> dict[str, Any]:
     """Of a case, with its preset spelled out, so that results are made anew when that changes."""
     env = f"text/{task}"
     return {

@@ -33,6 +33,15 @@ COMPARED = (
     "norms are those before clipping; the loss of dcpo is a sum over responses, not a mean, and so are its gradients."
 )
 
+NOTES = {
+    "modular-addition": "The small transformer has never read an example in front of a prompt, so that `xrpo` shows it "
+    "none; *xrpo_shown* shows two to prompts that have only failed, as it does by default elsewhere.",
+    "modular-addition-examples": "Here the warm start has up to two examples in front of what it imitates. "
+    "*xrpo_shown* shows two to prompts that have only failed, *xrpo_shown_sampling* too, but its loss is of the "
+    "responses to the prompts alone, and *xrpo* shows none.",
+}
+"""Task -> what is to be known of it besides."""
+
 
 def llm_sections(rows: Sequence[Row], profile: str) -> list[str]:
     """Headings, words and tables; nothing where there are no rows."""
@@ -49,7 +58,11 @@ def llm_sections(rows: Sequence[Row], profile: str) -> list[str]:
         f"## Language models ({profile} profile)",
         f"`decisionrl bench llm`, {over}.",
         COMPARED,
-        *(part for task in tasks for part in section(f"### Language models: {task}", _compared(rows, task))),
+        *(
+            part
+            for task in tasks
+            for part in section(f"### Language models: {task}", NOTES.get(task), _compared(rows, task))
+        ),
     ]
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from decisionrl.experience.trajectories import NO_TOKEN, Trajectories
 from decisionrl.llm.world import TextWorld, padded

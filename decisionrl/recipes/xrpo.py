@@ -72,9 +72,7 @@ def xrpo(
             pipeline=[
                 GroupNormalized(),
                 Sharpened(novelty=novelty, kappa=kappa, threshold=control.success(success)),
-                *control.solved_examples(
-                    shown=shown, success=control.success(success), in_loss=shown_in_loss
-                ),
+                *control.solved_examples(shown=shown, success=control.success(success), in_loss=shown_in_loss),
             ],
             seed=control.seed,
         ),

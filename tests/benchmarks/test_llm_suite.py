@@ -5,13 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from decisionrl.benchmarks.llm import LanguageCase, cases
+from decisionrl.benchmarks.llm import AfterExamples, LanguageCase, cases
 from decisionrl.benchmarks.llm_page import llm_sections
 from decisionrl.benchmarks.suite import Case, run_suite
 from decisionrl.cli import SUITES
-from decisionrl.envs.text import TASKS
+from decisionrl.envs.text import TASKS, make_task
 from decisionrl.evaluation.results import Row, read_results
+from decisionrl.llm.responses import Demonstrations
+from decisionrl.llm.world import TextWorld
+from decisionrl.policies.language import LanguagePolicy
+from decisionrl.policies.language_models import load_model
 from decisionrl.recipes import ON_ENVIRONMENTS
 
 pytest.importorskip("transformers")
@@ -21,11 +26,35 @@ def test_every_recipe_on_every_task() -> None:
     assert SUITES["llm"] == "decisionrl.benchmarks.llm"
     full = cases("full", None)
     assert len({(case.name, case.method) for case in full}) == len(full)
-    assert {case.method for case in full} == set(ON_ENVIRONMENTS)
+    methods: dict[str, set[str]] = {}
+    budgets: dict[str, set[int]] = {}
     for case in full:
         assert isinstance(case.run, LanguageCase)
         assert case.run.task in TASKS
-        assert case.run.arguments["steps"] == 1_200_000
+        methods.setdefault(case.name, set()).add(case.method)
+        budgets.setdefault(case.name, set()).add(case.run.arguments["steps"])
+    assert all(len(budget) == 1 for budget in budgets.values()), "equal budgets of tokens"
+    assert budgets["modular-addition"] == {1_200_000}
+    after_examples = methods.pop("modular-addition-examples")
+    assert after_examples == {"grpo", "xrpo", "xrpo_shown", "xrpo_shown_sampling"}
+    assert methods.pop("modular-addition") == {*ON_ENVIRONMENTS, "xrpo_shown"}
+    assert all(each == set(ON_ENVIRONMENTS) for each in methods.values())
+
+
+def test_the_variant_begins_with_a_model_that_has_read_examples(tmp_path: Path) -> None:
+    made = AfterExamples(task="text/modular-addition", recipe="grpo", options={"modulus": 3})
+    one, two = made._warm_started(tmp_path / "model", 0), made._warm_started(tmp_path / "model", 0)
+    assert one == two == tmp_path / "model-examples2"
+    plain, _ = load_model(
+        LanguageCase(task=made.task, recipe="grpo", options={"modulus": 3})._warm_started(tmp_path / "model", 0)
+    )
+    model, tokenizer = load_model(one)
+    assert model.config.max_position_embeddings == 3 * plain.config.max_position_embeddings
+    assert not torch.equal(model.lm_head.weight, plain.lm_head.weight)
+    batch = Demonstrations(world=TextWorld(make_task(made.task, modulus=3), tokenizer), size=32, examples=2)
+    log_prob = LanguagePolicy(model).evaluate(batch(torch.Generator())).log_prob
+    unread = LanguagePolicy(plain).evaluate(batch(torch.Generator())).log_prob
+    assert log_prob.sum() > unread.sum(), "it has imitated such"
 
 
 def test_a_small_run(tmp_path: Path) -> None:

@@ -19,10 +19,12 @@ from pathlib import Path
 
 from decisionrl.benchmarks.executors import Finished, Measurement, Task
 from decisionrl.evaluation.results import (
+    RESULTS_FILE,
     ResultsError,
     Row,
     parse_row,
     read_json,
+    read_results,
     without_nonfinite,
     write_atomically,
     write_json,
@@ -57,7 +59,8 @@ class Store:
 
     `config_hashes` gives, in the order of the suite, the configuration of every case and method as it is now.
     Stored cases of another configuration stay on disk until they are run again, and are left out of the
-    results (`left_out` counts them).
+    results (`left_out` counts them). Where only `results.json` is there, as in a clone of published results, its rows
+    count as finished too; the curves of a case with such seeds stay as they are, since they cannot be taken apart.
     """
 
     def __init__(self, directory: Path, suite: str, config_hashes: Mapping[tuple[str, str], str]) -> None:
@@ -67,8 +70,11 @@ class Store:
         self.order = {name: place for place, name in enumerate(config_hashes)}
         self.left_out = 0
         self.records: dict[Key, Record] = {}
+        self._rows_only: set[Key] = set()
         for path in sorted((directory / "cases").glob("*.json")):
             self._load(path)
+        if (directory / RESULTS_FILE).exists():
+            self._load_results()
 
     def _load(self, path: Path) -> None:
         content = read_json(path)
@@ -86,6 +92,20 @@ class Store:
             series_from_json(series, where=str(path)),
             errors,
         )
+
+    def _load_results(self) -> None:
+        """The rows of `results.json` that no file of a case holds."""
+        found: dict[Key, list[Row]] = {}
+        for row in read_results(self.directory):
+            if not (self.directory / "cases" / f"{row.case}--{row.method}-{row.seed}.json").exists():
+                found.setdefault((row.case, row.method, row.seed), []).append(row)
+        for key, rows in found.items():
+            if {row.config_hash for row in rows} != {self.config_hashes.get(key[:2])}:
+                self.left_out += 1
+                continue
+            errors = [f"value of {row.metric!r} is null" for row in rows if row.value is None]
+            self.records[key] = Record(rows, Series(), errors)
+            self._rows_only.add(key)
 
     def __contains__(self, task: Task) -> bool:
         """Whether a task is finished, without errors."""
@@ -129,6 +149,7 @@ class Store:
         }
         write_json(self.directory / "cases" / f"{task.stem}.json", content)
         self.records[task.case, task.method, task.seed] = record
+        self._rows_only.discard((task.case, task.method, task.seed))
         self._write_series(task.case, task.method)
         self.write_results()
 
@@ -142,8 +163,10 @@ class Store:
         write_results(self.directory, self.rows())
 
     def _write_series(self, case: str, method: str) -> None:
-        seeds = [self.records[key].series for key in sorted(self.records) if key[:2] == (case, method)]
-        merged = merge_seeds(seeds)
+        keys = [key for key in sorted(self.records) if key[:2] == (case, method)]
+        if self._rows_only.intersection(keys) and series_file(self.directory, case, method).exists():
+            return
+        merged = merge_seeds([self.records[key].series for key in keys])
         if merged == Series():
             series_file(self.directory, case, method).unlink(missing_ok=True)
         else:

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,6 +82,30 @@ def test_finished_cases_are_kept_and_new_seeds_added(tmp_path, capsys):
     ]
     curve = read_series(tmp_path)["underage_3", "low"].curve
     assert curve.low[1] < curve.y[1] < curve.high[1]
+
+
+def test_published_results_are_finished_too(tmp_path, capsys):
+    run(tmp_path)
+    before, drawn = read_results(tmp_path), read_series(tmp_path)
+    shutil.rmtree(tmp_path / "cases")
+    shutil.rmtree(tmp_path / "work")
+    assert run(tmp_path) == (0, [])
+    assert read_results(tmp_path) == before
+    _, started = run(tmp_path, seeds=2, only=["underage_3/*"])
+    assert started == ["underage_3/low seed 1", "underage_3/high seed 1"]
+    after = read_results(tmp_path)
+    assert [row for row in after if row.seed == 0] == before
+    assert len(after) == len(before) + 4
+    assert read_series(tmp_path) == drawn, "there is no curve of seed 0 alone to draw from"
+    capsys.readouterr()
+    assert len(run(tmp_path, toy_cases(episodes=300))[1]) == 4
+    assert "6 stored with another configuration are left out" in capsys.readouterr().out
+
+
+def test_published_results_with_a_failure_are_run_again(tmp_path):
+    run(tmp_path, [DIVERGING])
+    shutil.rmtree(tmp_path / "cases")
+    assert run(tmp_path, [DIVERGING]) == (1, ["broken/nan seed 0"])
 
 
 def test_a_changed_configuration_is_run_again(tmp_path, capsys):

@@ -146,7 +146,7 @@ Arguments = Mapping[str, Any]
 TASKS: Mapping[str, tuple[Arguments, Arguments]] = {
     "modular-addition": ({}, {}),
     "countdown": ({}, {"steps": 250_000}),
-    "key-token-chain": ({}, {"steps": 120_000}),
+    "key-token-chain": ({}, {"steps": 200_000}),
     "sorting": ({}, {"steps": 250_000}),
     "mod-chain": ({"max_length": 3, "rulebook": False}, {"steps": 300_000}),
 }

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+from scipy.stats import false_discovery_control, ttest_rel
 
 from decisionrl.benchmarks.page_tables import (
     by_method,
@@ -15,6 +18,7 @@ from decisionrl.benchmarks.page_tables import (
     table,
     with_interval,
 )
+from decisionrl.evaluation.figures import interval_figure
 from decisionrl.evaluation.results import Row
 from decisionrl.evaluation.statistics import Estimate
 
@@ -22,15 +26,23 @@ BASE = "grpo"
 """What the others are compared with."""
 
 LEAST_SEEDS = 3
-"""For a verdict; two seeds agree by chance too often, with so many methods."""
+"""For a verdict."""
+
+FALSE = 0.05
+"""The share of verdicts of a task that may be false."""
+
+METHODS_IMAGE = "images/language_methods.png"
+DRAWN = ("modular-addition", "countdown", "key-token-chain", "sorting", "mod-chain")
 
 COMPARED = (
     "pass@1 is the share of right ones among sampled responses, 8 to each prompt; pass@8 is the share of prompts that "
     "one of 8 gets right. All methods of a seed begin with the same model, and sample equally many tokens. *Beside "
-    f"{BASE}*: the difference in pass@1, paired by seed, with Student's 95 % interval; a method is called better or "
-    f"worse only where there are {LEAST_SEEDS} seeds or more and the interval leaves 0 out. *Tokens to 0.9*: sampled "
-    "until the mean reward of the last 100 responses in training was 0.9, over the seeds in which it was. Gradient "
-    "norms are those before clipping; the loss of dcpo is a sum over responses, not a mean, and so are its gradients."
+    f"{BASE}*: the difference in pass@1, paired by seed, with Student's 95 % interval. Of twenty such intervals one "
+    f"leaves 0 out by chance, so that methods with {LEAST_SEEDS} seeds or more are called better or worse with the "
+    f"false discovery rate over a task's methods held at {100 * FALSE:.0f} % (Benjamini and Hochberg, of paired "
+    "t-tests). *Tokens to 0.9*: sampled until the mean reward of the last 100 responses in training was 0.9, over the "
+    "seeds in which it was. Gradient norms are those before clipping; the loss of dcpo is a sum over responses, not a "
+    "mean, and so are its gradients."
 )
 
 NOTES = {
@@ -58,6 +70,7 @@ def llm_sections(rows: Sequence[Row], profile: str) -> list[str]:
         f"## Language models ({profile} profile)",
         f"`decisionrl bench llm`, {over}.",
         COMPARED,
+        *_picture(rows),
         *(
             part
             for task in tasks
@@ -66,22 +79,42 @@ def llm_sections(rows: Sequence[Row], profile: str) -> list[str]:
     ]
 
 
+def compared_methods(rows: Sequence[Row]) -> Figure | None:
+    """pass@1 of all methods, one panel for each task; None without rows."""
+    panels: dict[str, dict[str, Estimate]] = {}
+    for task, method in by_method(rows, "pass_1"):
+        estimate = over_seeds(rows, task, method, "pass_1")
+        if task in DRAWN and estimate is not None:
+            panels.setdefault(task, {})[method] = estimate
+    return interval_figure(panels, base=BASE, x_label="pass@1", limits=(0.0, 1.0)) if panels else None
+
+
+def _picture(rows: Sequence[Row]) -> list[str]:
+    if compared_methods(rows) is None:
+        return []
+    return [f"![pass@1 of every method on text tasks, with intervals; {BASE} as a dashed line]({METHODS_IMAGE})"]
+
+
 def _compared(rows: Sequence[Row], task: str) -> str | None:
     """The methods of a task, the best first."""
-    passed, tokens = by_method(rows, "pass_1"), by_method(rows, "tokens_to_90")
-    methods = [method for case, method in passed if case == task]
-    values = {method: over_seeds(rows, task, method, "pass_1") for method in methods}
+    found = by_method(rows, "pass_1")
+    passed = {method: values for (case, method), values in found.items() if case == task}
+    tokens = by_method(rows, "tokens_to_90")
+    values = {method: over_seeds(rows, task, method, "pass_1") for method in passed}
+    verdicts = _verdicts(passed)
     lines = []
-    for method in sorted(methods, key=lambda each: -_value(values[each])):
+    for method in sorted(passed, key=lambda each: -_value(values[each])):
         reached = tokens.get((task, method), {})
         mean = number(sum(reached.values()) / len(reached)) if reached else "–"
+        difference = None if method == BASE or BASE not in passed else paired(passed[method], passed[BASE])
         lines.append(
             line(
                 method,
                 with_interval(values[method]),
-                *_beside(passed, task, method),
+                "–" if difference is None else signed(difference),
+                "–" if difference is None else verdicts.get(method, "not known"),
                 with_interval(over_seeds(rows, task, method, "pass_8")),
-                f"{mean} ({len(reached)} of {len(passed[task, method])})",
+                f"{mean} ({len(reached)} of {len(passed[method])})",
                 *(number(_plain(rows, task, method, name)) for name in ("entropy", "clip_fraction", "gradient_norm")),
             )
         )
@@ -89,23 +122,22 @@ def _compared(rows: Sequence[Row], task: str) -> str | None:
     return table([*head, "entropy", "clipped", "gradient norm"], lines)
 
 
-def _beside(passed: dict[tuple[str, str], dict[int, float]], task: str, method: str) -> tuple[str, str]:
-    base = passed.get((task, BASE))
-    if method == BASE or base is None:
-        return "–", "–"
-    difference = paired(passed[task, method], base)
-    if difference is None:
-        return "–", "–"
-    pairs = len(passed[task, method].keys() & base.keys())
-    return signed(difference), _verdict(difference) if pairs >= LEAST_SEEDS else "not known"
-
-
-def _verdict(difference: Estimate) -> str:
-    if difference.low is None or difference.high is None:
-        return "not known"
-    if difference.low > 0:
-        return "better"
-    return "worse" if difference.high < 0 else "not told apart"
+def _verdicts(passed: Mapping[str, Mapping[int, float]]) -> dict[str, str]:
+    """Of the methods that share enough seeds with the base."""
+    chances: dict[str, float] = {}
+    higher: dict[str, bool] = {}
+    base = passed.get(BASE, {})
+    for method, own in passed.items():
+        seeds = sorted(own.keys() & base.keys())
+        if method != BASE and len(seeds) >= LEAST_SEEDS:
+            first, second = [own[seed] for seed in seeds], [base[seed] for seed in seeds]
+            higher[method] = sum(first) > sum(second)
+            chances[method] = 1.0 if first == second else float(ttest_rel(first, second).pvalue)
+    if not chances:
+        return {}
+    adjusted = dict(zip(chances, false_discovery_control(list(chances.values())), strict=True))
+    told = {True: "better", False: "worse"}
+    return {method: told[higher[method]] if adjusted[method] < FALSE else "not told apart" for method in chances}
 
 
 def _value(estimate: Estimate | None) -> float:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from decisionrl.benchmarks.control_page import control_sections
 from decisionrl.benchmarks.icrl_page import CURVES_IMAGE, context_curves, icrl_sections
-from decisionrl.benchmarks.llm_page import llm_sections
+from decisionrl.benchmarks.llm_page import METHODS_IMAGE, compared_methods, llm_sections
 from decisionrl.benchmarks.page_tables import number
 from decisionrl.benchmarks.preferences_page import preferences_sections
 from decisionrl.benchmarks.robotics_page import LADDER_IMAGE, context_ladder, robotics_sections
@@ -326,6 +326,7 @@ def main(arguments: Sequence[str], write: Callable[[Path], object] = print) -> N
         figures = {
             LADDER_IMAGE: context_ladder(_rows(results / "robotics-full")),
             CURVES_IMAGE: context_curves(read_series(results / "icrl-full")),
+            METHODS_IMAGE: compared_methods(_rows(results / "llm-full")),
         }
         for image, figure in figures.items():
             if figure is not None:

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from decisionrl.evaluation.results import write_atomically
 from decisionrl.evaluation.series import Curve, Edge, Network, SamplePath
+from decisionrl.evaluation.statistics import Estimate
 
 INK, MUTED, GRID, PAPER = "#1c2126", "#68707a", "#e1e4e8", "#fefefe"
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#b8568f", "#c78500", "#3d9fd6", "#7159b3", "#5d6570")
@@ -253,6 +254,44 @@ def band_figure(panels: Mapping[str, Mapping[str, Curve]], *, reference_label: s
     row[0].set_ylim(bottom=min(0.0, row[0].get_ylim()[0]))
     names = [name for name in (*methods, reference_label) if name in drawn]
     figure.legend([drawn[name] for name in names], names, loc="outside lower center", ncols=len(names), fontsize=11)
+    return figure
+
+
+def interval_figure(
+    panels: Mapping[str, Mapping[str, Estimate]], *, base: str, x_label: str, limits: tuple[float, float] | None = None
+) -> Figure:
+    """Methods under each other with their intervals, one panel for each name; the best of the first panel on top.
+
+    The value of ``base`` is a dashed line. Intervals are drawn as far as ``limits`` go. A panel without a method
+    leaves its place empty.
+    """
+    first, *others = panels.values()
+    methods = sorted(first, key=lambda method: -first[method].value)
+    methods += [method for method in dict.fromkeys(each for panel in others for each in panel) if method not in first]
+    height = 0.22 * len(methods) + 1.0
+    figure = Figure(figsize=(2.1 * len(panels) + 1.4, height), layout="constrained")
+    row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (name, found) in zip(row, panels.items(), strict=True):
+        if base in found:
+            axes.axvline(found[base].value, color=INK, linewidth=1.0, linestyle=(0, (4, 2.5)))
+        for place, method in enumerate(methods):
+            if method not in found:
+                continue
+            estimate, color = found[method], method_color(int(method == base))
+            if estimate.low is not None and estimate.high is not None:
+                ends = (
+                    (estimate.low, estimate.high) if limits is None else np.clip((estimate.low, estimate.high), *limits)
+                )
+                axes.hlines(place, *ends, color=color, linewidth=1.6, alpha=0.55)
+            axes.plot([estimate.value], [place], color=color, marker="o", markersize=4.5)
+        axes.set_title(name, fontweight="bold", fontsize=11)
+        axes.set_xlabel(x_label, fontsize=11)
+        axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(FuncFormatter(_short_number))
+        axes.tick_params(labelsize=11)
+    row[0].yaxis.set_major_locator(FixedLocator(range(len(methods))))
+    row[0].set_yticklabels(methods)
+    row[0].set_ylim(len(methods) - 0.5, -0.5)
     return figure
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from decisionrl.benchmarks.llm import AfterExamples, LanguageCase, cases
-from decisionrl.benchmarks.llm_page import llm_sections
+from decisionrl.benchmarks.llm_page import compared_methods, llm_sections
 from decisionrl.benchmarks.suite import Case, run_suite
 from decisionrl.cli import SUITES
 from decisionrl.envs.text import TASKS, make_task
@@ -122,3 +123,32 @@ def test_the_page_says_which_are_better_and_which_cannot_be_told() -> None:
     assert "not known" in lines["gspo"], "two seeds are too few"
     assert "2,000 (2 of 3)" in lines["grpo"]
     assert llm_sections([], "full") == []
+    assert compared_methods([]) is None
+
+
+def test_among_many_methods_one_that_is_better_by_chance_is_not_called_so() -> None:
+    base = [0.50, 0.53, 0.51, 0.55, 0.52]
+    better = [value + gain for value, gain in zip(base, (0.01, 0.03, 0.02, 0.015, 0.04), strict=True)]
+    rows = [row("grpo", seed, value) for seed, value in enumerate(base)]
+    rows += [row("lucky", seed, value) for seed, value in enumerate(better)]
+    assert "| better |" in "\n".join(llm_sections(rows, "full")), "alone"
+    noise = torch.randn(19, 5, generator=torch.Generator().manual_seed(0)) * 0.05
+    rows += [row(f"other{i}", seed, base[seed] + noise[i, seed].item()) for i in range(19) for seed in range(5)]
+    assert "| better |" not in "\n".join(llm_sections(rows, "full"))
+
+
+def test_the_figure_has_a_panel_for_each_task() -> None:
+    rows = [
+        replace(row(method, seed, 0.5 + 0.1 * seed), case=case)
+        for case in ("countdown", "sorting", "sums")
+        for method in ("grpo", "rloo")
+        for seed in range(3)
+        if (case, method) != ("sorting", "rloo")
+    ]
+    figure = compared_methods(rows)
+    assert figure is not None
+    first, second = figure.axes
+    assert [each.get_title() for each in (first, second)] == ["countdown", "sorting"]
+    assert [each.get_text() for each in first.get_yticklabels()] == ["grpo", "rloo"]
+    dots = [[(float(x), float(y)) for x, y in line.get_xydata()] for line in second.lines if line.get_marker() == "o"]
+    assert dots == [[(pytest.approx(0.6), 0.0)]]

@@ -17,14 +17,16 @@ from decisionrl.experience.trajectories import Trajectories
 
 
 class SolvedExamples:
-    """A corpus of prompts with right responses; a prompt whose last responses all failed is shown some of them.
+    """A corpus of prompts with right responses; a prompt that failed in its last batch is shown some of them.
 
         examples = SolvedExamples(success=1.0)
         world = TextWorld(..., examples=examples)
         source = EpisodeSource(world, ..., pipeline=[..., examples])        # as a step, to be saved
 
     ``[prompt, response] * shown + [prompt]``, the most alike last: by the share of pairs of neighboring tokens that
-    two prompts have in common. (The paper compares embeddings.)
+    two prompts have in common. (The paper compares embeddings.) A prompt has failed if none of its responses is right
+    in the batch that is being collected, or in the last one that it was in. A batch ends where it passes through this
+    step.
 
     Args:
         success: the reward from which a response is right.
@@ -49,6 +51,7 @@ class SolvedExamples:
         self.in_loss = in_loss
         self._solved: OrderedDict[int, _Example] = OrderedDict()
         self._failed: set[int] = set()
+        self._solved_now: set[int] = set()
         self._seeded = self._asked = 0
 
     def before(self, number: int, prompt: Sequence[int], *, responses: int = 1) -> list[int]:
@@ -85,8 +88,8 @@ class SolvedExamples:
         rewards: Sequence[float],
     ) -> None:
         """Take in whole responses to prompts, without examples in front of them."""
-        right = {number for number, reward in zip(numbers, rewards, strict=True) if reward >= self.success}
-        self._failed = (self._failed | set(numbers)) - right
+        self._solved_now |= {number for number, reward in zip(numbers, rewards, strict=True) if reward >= self.success}
+        self._failed = (self._failed | set(numbers)) - self._solved_now
         for number, prompt, response, reward in zip(numbers, prompts, said, rewards, strict=True):
             if reward >= self.success:
                 self._solved[number] = _Example(list(prompt), list(response))
@@ -98,6 +101,7 @@ class SolvedExamples:
         """The batch as it is, with the metric ``seeded``: the share of its responses that had examples."""
         share = self._seeded / max(1, self._asked)
         self._seeded = self._asked = 0
+        self._solved_now = set()
         return batch.replace(metrics={**batch.metrics, "seeded": torch.tensor(share)})
 
     def state_dict(self) -> dict[str, Any]:

@@ -27,7 +27,8 @@ Temperature = Callable[[Float[Tensor, " n"]], Float[Tensor, " n"]]
 policy's."""
 
 Reply = Callable[[int, Sequence[int]], Sequence[int]]
-"""``reply(row, tokens so far) -> tokens`` that the environment appends to a response; asked after every own token."""
+"""``reply(row, tokens so far) -> tokens`` that the environment appends to a response; asked after every own token, and
+before the first, when there are no tokens yet, for what a context was cut off from."""
 
 
 class ContextLengthError(ValueError):
@@ -111,7 +112,7 @@ def generate(
     mask = torch.zeros_like(token, dtype=torch.bool)
     log_prob, entropy = torch.zeros_like(token, dtype=dtype), torch.zeros_like(token, dtype=dtype)
     finished = torch.zeros_like(limit, dtype=torch.bool)
-    replies = _Replies(reply)
+    replies = _Replies(reply, batch)
     for t in range(steps):
         own = torch.log_softmax(rows.logits.to(dtype) / policy.temperature, -1)
         chosen, surprise = _sampled(own, generator, temperature)
@@ -190,9 +191,11 @@ class _Rows:
 class _Replies:
     """Tokens that the environment is yet to write, for each row."""
 
-    def __init__(self, reply: Reply | None) -> None:
+    def __init__(self, reply: Reply | None, batch: int) -> None:
         self._reply = reply
         self._waiting: dict[int, list[int]] = {}
+        for row in range(batch if reply is not None else 0):
+            self._hear(row, [])
 
     def ask(self, index: Tensor, own: Tensor, token: Tensor) -> None:
         """What the environment says to the rows that have just written a token of their own."""
@@ -200,8 +203,12 @@ class _Replies:
             return
         for row in index[own].tolist():
             written = token[row]
-            if answer := self._reply(row, written[written >= 0].tolist()):
-                self._waiting[row] = list(answer)
+            self._hear(row, written[written >= 0].tolist())
+
+    def _hear(self, row: int, written: Sequence[int]) -> None:
+        assert self._reply is not None
+        if answer := self._reply(row, written):
+            self._waiting[row] = list(answer)
 
     def next(self, index: Tensor, like: Tensor) -> Tensor:
         """The next token of each row if it is the environment's, else -1."""

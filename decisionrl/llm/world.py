@@ -231,6 +231,8 @@ class TextWorld:
         generator: torch.Generator | None,
     ) -> Generated:
         def reply(row: int, tokens: Sequence[int]) -> Sequence[int]:
+            if not tokens:
+                return encode(self.tokenizer, self._unanswered(tasks[row]))
             said = self.tokenizer.decode([*_tokens(tasks[row].prefix), *tokens])
             if said[-1:] not in self.task.triggers:
                 return ()
@@ -245,6 +247,19 @@ class TextWorld:
             temperature=self.temperature,
             reply=reply if self.task.triggers else None,
         )
+
+    def _unanswered(self, task: Task) -> str:
+        """What the environment was yet to say where the prefix was cut."""
+        said = self.tokenizer.decode(_tokens(task.prefix))
+        at = 0
+        while at < len(said):
+            at += 1
+            if said[at - 1] in self.task.triggers:
+                answer = self.task.reply(self.number(task.seed), said[:at], task.noise)
+                if at + len(answer) > len(said):
+                    return answer[len(said) - at :]
+                at += len(answer)
+        return ""
 
     def _played(self, tasks: Sequence[Task], context: Tensor, written: Generated) -> Played:
         token, there = written.token, written.token >= 0

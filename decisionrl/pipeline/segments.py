@@ -14,8 +14,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from decisionrl.experience.trajectories import Trajectories
-from decisionrl.pipeline.requirements import required_extra
+from decisionrl.pipeline.requirements import required, required_extra
 from decisionrl.pipeline.returns import following, latest, outcomes, whitened, with_advantage
+
+EQUAL = 1e-6
+"""Values of siblings this near to each other differ by rounding."""
 
 
 def unlikely(
@@ -28,15 +31,26 @@ def unlikely(
 
 @dataclass(frozen=True, kw_only=True)
 class KeepUnlikely:
-    """SPO's probability mask: ``extras["kept"]`` [batch, step] marks steps with ``pi_old(a_t | s_t) < threshold``."""
+    """SPO's mask: ``extras["kept"]`` [batch, step] marks steps with ``pi_old(a_t | s_t) < threshold`` and A not 0.
+
+    Attributes:
+        whiten: bring the advantages of the marked steps to mean 0 and variance 1, as in the authors' code.
+
+    Raises:
+        ValueError: threshold is not above 0, or the batch has no advantage.
+    """
 
     threshold: float = 0.9
+    whiten: bool = True
 
     def __post_init__(self) -> None:
         _check_threshold(self.threshold)
 
     def __call__(self, batch: Trajectories) -> Trajectories:
-        return batch.replace(extras={**batch.extras, "kept": unlikely(batch.log_prob, batch.mask, self.threshold)})
+        advantage = required(batch, "advantage", self)
+        kept = unlikely(batch.log_prob, batch.mask, self.threshold) & (advantage.abs() > EQUAL)
+        batch = batch.replace(extras={**batch.extras, "kept": kept})
+        return with_advantage(batch, whitened(advantage, kept)) if self.whiten else batch
 
 
 def cutpoints(

@@ -17,7 +17,8 @@ class ConflictWeights:
     """GTPO's lambda: no negative gradient on what good and bad rows of a group share (arXiv 2508.03772).
 
     A step is in conflict if some row of its group with A > 0 and some row with A < 0 have the same key at the same
-    position; the sign is that of the row's mean advantage. Only unbroken runs of conflicts count: from the first step
+    position. A is ``extras["group_advantage"]`` [batch] where it is there (the return relative to the group, before it
+    was shaped), else the row's mean advantage. Only unbroken runs of conflicts count: from the first step
     on (positions counted from the left) and back from the last (positions counted from the right). In each of the two
     runs a conflict weighs 2 where A > 0 and 0 where A < 0; the product of both, in {0, 1, 2, 4}, becomes
     ``extras["weight"]`` [batch, step], times the weights that are there already. Rows of A = 0 neither
@@ -47,7 +48,10 @@ class ConflictWeights:
                 f"the {'actions' if self.key is None else 'keys'} are {key.dtype} of shape {tuple(key.shape)}; "
                 f"valid: whole numbers of shape {tuple(mask.shape)}, such as a key makes of the batch"
             )
-        sign = torch.where(mask, batch.advantage, 0.0).sum(1).sign()[:, None].expand(mask.shape)
+        relative = batch.extras.get("group_advantage")
+        if relative is None:
+            relative = torch.where(mask, batch.advantage, 0.0).sum(1)
+        sign = relative.sign()[:, None].expand(mask.shape)
         from_left = mask.cumsum(1) - 1
         from_right = mask.sum(1, keepdim=True) - 1 - from_left
         forward = _run(_conflicts(batch.group, from_left, key, sign, mask), mask)

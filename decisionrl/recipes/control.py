@@ -278,6 +278,11 @@ class Control:
         cast("TextWorld", self.world).temperature = heat.at
         return (heat,)
 
+    def starts(self, count: int) -> int:
+        """So many, or all where the world has fewer: what is remembered of a start must not be spread over several."""
+        there = getattr(self.world, "num_starts", None)
+        return count if there is None else min(count, there)
+
     def solved_examples(self, *, shown: int, success: float, in_loss: bool) -> Sequence[PipelineStep]:
         """XRPO's examples before prompts, as steps to stand in the pipeline; none unless the actions are tokens."""
         if self.language is None or not shown:

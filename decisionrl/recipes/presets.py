@@ -106,12 +106,15 @@ SMALL_LANGUAGE: Mapping[str, Mapping[str, Any]] = {
     "ppo": {"num_envs": 512, "epochs": 1, "minibatch": 384, "gamma": 1.0, "gae_lambda": 1.0},
     "tppo": {"horizon": 8, "gamma": 1.0, "gae_lambda": 1.0, **PASSES},
     "spo": {"episodes": 512, **PASSES, **PROMPTS},
-    "riskpo": {"episodes": 500, **PASSES},
+    "riskpo": {"episodes": 500, "bundle": 5, **PASSES},
     "segment_spo": {"episodes": 128, "interval": 1, "rollouts": 4, "epochs": 1, "minibatch": 32},
 }
 """Recipe -> arguments for the small transformer on text tasks: an update from about 128 responses, four in a batch
 where a recipe has minibatches; prompts are those of modular addition. The small transformer has never read an example
 in front of a prompt, and is lost after one, so that XRPO shows it none."""
+
+OWN_LANGUAGE: Mapping[str, Mapping[str, Any]] = {"riskpo": {"episodes": 60, "bundle": 5}}
+"""Recipe -> arguments for a model of one's own."""
 
 TOKENS: Mapping[str, Any] = {"num_envs": 512, "clip_norm": 1.0, "steps": 1_200_000}
 
@@ -127,7 +130,8 @@ def _on_text(recipe: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     """The small transformer's settings; a model of one's own has but a learning rate of the usual size."""
     if arguments.get("model") is None:
         return {**TOKENS, **SMALL_RATES, **SMALL_LANGUAGE.get(recipe, {})}
-    return {**TOKENS, "learning_rate": 1e-6 if arguments.get("lora_rank") is None else 1e-5}
+    rate = 1e-6 if arguments.get("lora_rank") is None else 1e-5
+    return {**TOKENS, "learning_rate": rate, **OWN_LANGUAGE.get(recipe, {})}
 
 
 def preset(recipe: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:

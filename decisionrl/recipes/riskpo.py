@@ -16,6 +16,7 @@ from decisionrl.pipeline.rewards import ScaleReward
 from decisionrl.pipeline.risk import Form, Risk
 from decisionrl.recipes.control import Control, ControlOptions, own_options
 from decisionrl.recipes.presets import tuned
+from decisionrl.seeding import generator
 
 METADATA = {
     "title": "Risk-based policy optimization",
@@ -34,6 +35,7 @@ def riskpo(
     beta: float = 0.8,
     omega: float = 0.5,
     rate: float = 0.1,
+    bundle: int = 1,
     form: Form = "paper",
     reward_scale: float = 1.0,
     center: bool = True,
@@ -50,11 +52,17 @@ def riskpo(
     omega: the tail's extra weight. rate: the tracked quantiles move by up to as much in a batch, which suits
     returns in [0, 1]; reward_scale brings the environment's returns there. center: bring the advantages of a minibatch
     to mean 0 and variance 1, which subtracts a constant baseline (the paper's are at most 0). ratio: clip that of every
-    step, as the released scripts do, or the sequence's, as the paper writes. The paper adds up the rewards of 5
-    prompts, for they are 0 or 1; returns of control tasks need no such bundles. minibatch: episodes in one.
+    step, as the released scripts do, or the sequence's, as the paper writes. bundle: R is the sum of the returns of so
+    many episodes, put together at random; 5 in the paper and in the presets for text, where a reward alone is 0 or 1
+    and has no quantiles to speak of. minibatch: episodes in one.
+
+    Raises:
+        ValueError: ``episodes`` cannot be divided by ``bundle``.
     """
     options = own_options(locals())
     control = Control(**common)
+    if bundle < 1 or episodes % bundle:
+        raise ValueError(f"episodes = {episodes}, bundle = {bundle}; valid: a multiple of a bundle of at least 1")
     clips: dict[str, tuple[Surrogate, Aggregation]] = {
         "step": (Clip(low=clip_low, high=clip_high), token_mean),
         "sequence": (SequenceClip(low=clip_low, high=clip_high), seq_mean_token_mean),
@@ -72,7 +80,15 @@ def riskpo(
             starts=FreshStarts(groups=episodes, group_size=1),
             pipeline=[
                 ScaleReward(factor=reward_scale),
-                Risk(alpha=alpha, beta=beta, omega=omega, rate=rate, bundle=1, form=form),
+                Risk(
+                    alpha=alpha,
+                    beta=beta,
+                    omega=omega,
+                    rate=rate,
+                    bundle=bundle,
+                    form=form,
+                    generator=generator(control.seed, "bundles") if bundle > 1 else None,
+                ),
             ],
             seed=control.seed,
         ),

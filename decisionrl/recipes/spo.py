@@ -58,7 +58,12 @@ def spo(
         source=EpisodeSource(
             control.world,
             policy,
-            starts=PrioritizedStarts(num_starts=num_starts, episodes=episodes, rho=rho_min),
+            starts=PrioritizedStarts(
+                num_starts=control.starts(num_starts),
+                episodes=episodes,
+                rho=rho_min,
+                initial=min(max(initial_value, 0.0), 1.0),
+            ),
             score=control.success_score(success),
             pipeline=[
                 SingleStream(rho_min=rho_min, rho_max=rho_max, half_life=half_life, v0=initial_value, prior=prior)

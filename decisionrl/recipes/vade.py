@@ -55,7 +55,7 @@ def vade(
             control.world,
             policy,
             starts=VADE(
-                num_starts=num_starts,
+                num_starts=control.starts(num_starts),
                 groups=groups,
                 group_size=group_size,
                 lambda1=lambda1,

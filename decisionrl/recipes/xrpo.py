@@ -62,7 +62,7 @@ def xrpo(
             control.world,
             policy,
             starts=XRPO(
-                num_starts=num_starts,
+                num_starts=control.starts(num_starts),
                 groups=groups,
                 budget=budget,
                 base=base_size,

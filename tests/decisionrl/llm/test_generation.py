@@ -117,7 +117,7 @@ def test_the_environment_replies() -> None:
 
     def reply(row: int, tokens: list[int]) -> list[int]:
         asked.append((row, tokens))
-        return [4, 2] if tokens[-1] in (0, 2, 8) else []
+        return [4, 2] if tokens and tokens[-1] in (0, 2, 8) else []
 
     said = generate(policy, CONTEXT, max_tokens=8, stop=[END], generator=rng(5), reply=reply)
     check(policy, CONTEXT, said)
@@ -128,7 +128,18 @@ def test_the_environment_replies() -> None:
             if mine[t] and token in (0, 2, 8):
                 assert there[t + 1 : t + 3] == [4, 2][: len(there) - t - 1]
                 assert not any(mine[t + 1 : t + 3])
-    assert all(tokens[-1] != END for _, tokens in asked)
+    assert all(tokens[-1] != END for _, tokens in asked if tokens)
+    assert asked[: len(CONTEXT)] == [(row, []) for row in range(len(CONTEXT))]
+
+
+def test_the_environment_may_begin() -> None:
+    policy = small()
+    said = generate(
+        policy, CONTEXT, max_tokens=4, stop=[], generator=rng(5), reply=lambda row, tokens: [] if tokens else [4] * row
+    )
+    check(policy, CONTEXT, said)
+    assert (~said.mask).sum(1).tolist() == list(range(len(CONTEXT)))
+    assert all(set(row[:i].tolist()) <= {4} for i, row in enumerate(said.token))
 
 
 def test_the_temperature_of_single_tokens() -> None:

@@ -59,7 +59,8 @@ OWN: dict[str, dict[str, Any]] = {
     **{name: {**GROUPS, "num_starts": 4} for name in ("vade", "dcpo")},
     "xrpo": {"groups": 2, "budget": 7, "base_size": 2, "num_starts": 4},
     "spo": {"episodes": 4, "num_starts": 4},
-    **{name: {"episodes": 4} for name in ("reinforce", "remax", "riskpo")},
+    **{name: {"episodes": 4} for name in ("reinforce", "remax")},
+    "riskpo": {"episodes": 4, "bundle": 1},
     "segment_spo": {"episodes": 4, "interval": 3, "rollouts": 2},
     "ppo": {"num_envs": 4},
     "tppo": {"num_envs": 4, "horizon": 3},
@@ -384,7 +385,9 @@ def test_trees_of_tokens(folder: Path) -> None:
     """Advantages of siblings sum to 0; of depth 1 they are the rewards less their mean."""
     task = Told(worth=torch.rand(200, generator=rng()).tolist())
     given = {"form": "tree", "episodes": 2, "task": task}
-    batch = text("segment_spo", folder, branching=[2, 3], segment=2, **given).source.sample()
+    experiment = text("segment_spo", folder, branching=[2, 3], segment=2, **given)
+    trained, experiment.source.pipeline = experiment.source.pipeline, experiment.source.pipeline[:1]
+    batch = experiment.source.sample()
     advantage, parent = by_row(batch.advantage, batch), batch.extras["parent"].tolist()
     siblings = {
         key: [a for a, p, g in zip(advantage, parent, batch.group.tolist(), strict=True) if (p, g) == key]
@@ -394,7 +397,15 @@ def test_trees_of_tokens(folder: Path) -> None:
     for each in siblings.values():
         assert sum(each) == pytest.approx(0, abs=1e-6)
         assert any(each)
-    flat_tree = text("segment_spo", folder, branching=[4], **given).source.sample()
+    whole = trained[1](batch.replace(advantage=batch.advantage * (batch.group == 0)[:, None]))
+    kept = whole.extras["kept"]
+    assert kept.any()
+    assert not kept[batch.group != 0].any(), "what is worth as much as its siblings teaches nothing"
+    assert float(whole.advantage[kept].mean()) == pytest.approx(0, abs=1e-6)
+    assert float(whole.advantage[kept].std()) == pytest.approx(1, abs=1e-5)
+    experiment = text("segment_spo", folder, branching=[4], **given)
+    experiment.source.pipeline = experiment.source.pipeline[:1]
+    flat_tree = experiment.source.sample()
     expected = GroupNormalized(scale="none")(flat_tree).advantage
     torch.testing.assert_close(flat_tree.advantage, expected)
 
@@ -464,7 +475,7 @@ def test_rewards_may_all_be_shifted(folder: Path) -> None:
         *((name, grouped) for name in ("grpo", "rloo", "hapo", "dapo", "gtpo", "d3s")),
         ("dcpo", {**grouped, "num_starts": 2}),
         ("xrpo", {"groups": 2, "base_size": 4, "budget": 8, "num_starts": 2, "success": -1.0}),
-        ("riskpo", {"episodes": 8}),
+        ("riskpo", {"episodes": 8, "bundle": 1}),
     ):
         first, second = (
             told(text(name, folder, **given), LINES, [each + shift for each in worth]) for shift in (0.0, 3.0)

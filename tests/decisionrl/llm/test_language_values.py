@@ -439,6 +439,15 @@ def test_gtpo_s_conflicts(folder: Path, left: bool, lines: list[str], weights: l
     assert own(batch.extras["weight"], batch) == weights
 
 
+def test_gtpo_s_conflicts_are_of_rewards(folder: Path, left: bool) -> None:
+    """Whoever is good is so before entropy is taken into account, which here leaves nothing of either advantage."""
+    experiment = text("gtpo", folder, groups=1, group_size=2, entropy_threshold=0.0, log_probs="sampled")
+    experiment.source.pipeline[1].initial_entropy = torch.tensor(0.0)
+    batch = told(experiment, ["ceg.", "cfg."], [1.0, 0.0], left=left, entropy=[[0.9] * 4, [0.9] * 4])
+    assert by_row(batch.advantage, batch) == near(0.0, 0.0)
+    assert own(batch.extras["weight"], batch) == [[2, 1, 2, 2], [0, 1, 0, 0]]
+
+
 def test_gtpo_shapes_by_entropy(folder: Path, left: bool) -> None:
     """gamma = 0.1; <H> of 0.5, 0.3, 0.9 and 0.1, of which one is above ln 2; and all count if the first policy was."""
     entropy = [[0.4, 0.6], [0.3], [1.2, 0.9, 0.6], [0.1]]
@@ -577,7 +586,7 @@ def test_truncated_responses_with_a_value_of_what_comes(folder: Path) -> None:
 )
 def test_riskpo_weighs_by_quantiles(folder: Path, left: bool, given: Mapping[str, Any], expected: list[float]) -> None:
     """Rewards 0 to 5, quantiles 1 and 4; without its extra weight, and without the tail, CVaR."""
-    experiment = text("riskpo", folder, episodes=6, rate=0.0, **given)
+    experiment = text("riskpo", folder, episodes=6, bundle=1, rate=0.0, **given)
     experiment.source.pipeline[1].load_state_dict({"quantiles": torch.tensor([1.0, 4.0]), "generator": None})
     batch = told(experiment, ["bcd.", "b.", "mfg.", "ceeee.", "d.", "."], [0.0, 1, 2, 3, 4, 5], left=left)
     assert by_row(batch.advantage, batch) == near(*expected)
@@ -585,7 +594,7 @@ def test_riskpo_weighs_by_quantiles(folder: Path, left: bool, given: Mapping[str
 
 def test_riskpo_of_the_mean(folder: Path) -> None:
     """alpha = 0 and beta = 1: rewards less the largest one."""
-    experiment = text("riskpo", folder, episodes=4, alpha=0.0, beta=1.0)
+    experiment = text("riskpo", folder, episodes=4, bundle=1, alpha=0.0, beta=1.0)
     batch = told(experiment, ["bcd.", "b.", "mfg.", "."], [0.0, 2.0, 0.5, 1.0])
     assert by_row(batch.advantage, batch) == near(-2.0, 0.0, -1.5, -1.0)
 
@@ -598,11 +607,18 @@ def test_riskpo_adds_up_bundles(folder: Path, left: bool) -> None:
     risk.quantiles = torch.tensor([1.0, 4.0])
     prepared = method.prepare(batch)
     assert by_row(prepared.advantage, prepared) == near(*[-1.0] * 8)
+    experiment = text("riskpo", folder, episodes=8, bundle=4, rate=0.0)
+    experiment.source.pipeline[1].load_state_dict(
+        {**experiment.source.pipeline[1].state_dict(), "quantiles": torch.tensor([2.0, 6.0])}
+    )
+    batch = told(experiment, LINES, [1.0] * 8, left=left)
+    assert by_row(batch.advantage, batch) == near(*[-2.0] * 8), "every bundle earns 4"
+    assert text("riskpo", folder).source.pipeline[1].bundle == 5, "as in the paper"
 
 
 def test_riskpo_follows_the_quantiles(folder: Path) -> None:
     """q <- q + 0.1 (s - share below q); the first batch sets q to its own quantiles."""
-    experiment = text("riskpo", folder, episodes=4, alpha=0.25, beta=0.75, rate=0.1)
+    experiment = text("riskpo", folder, episodes=4, bundle=1, alpha=0.25, beta=0.75, rate=0.1)
     risk = experiment.source.pipeline[1]
     for worth, expected in (
         ([0.0, 1, 0, 1], (0.0, 1.0)),

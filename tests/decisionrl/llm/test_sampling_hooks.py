@@ -53,10 +53,15 @@ def test_only_prompts_that_failed_are_shown_examples() -> None:
     assert examples.before(1, prompts[1]) == []
     examples.heard([0, 0], [prompts[0]] * 2, [[1], [9]], [0.0, 1.0])
     assert examples.before(0, prompts[0]) == [], "it was solved"
+    step = examples(batch([[1.0]]))
+    assert float(step.metrics["seeded"]) == pytest.approx(1 / 4)
+    examples.heard([1], [prompts[1]], [[7]], [1.0])
+    examples.heard([1, 1], [prompts[1]] * 2, [[7]] * 2, [0.0, 0.0])
+    assert examples.before(1, prompts[1]) == [], "one of its responses in this batch was right"
+    examples(batch([[1.0]]))
     examples.heard([1], [prompts[1]], [[7]], [0.0])
     assert examples.before(1, prompts[1])[-4:] == [5, 6, 7, 9], "and is an example now"
-    step = examples(batch([[1.0]]))
-    assert float(step.metrics["seeded"]) == pytest.approx(2 / 5)
+    assert float(examples(batch([[1.0]])).metrics["seeded"]) == 1
     assert float(examples(batch([[1.0]])).metrics["seeded"]) == 0
 
     other = SolvedExamples(success=1.0, shown=2)

@@ -129,6 +129,35 @@ def test_an_episode_is_a_response() -> None:
     assert [token for token in episodes.final_state[0].tolist() if token >= 0] == everything  # type: ignore[index]
 
 
+@dataclass(frozen=True)
+class Slow(Echo):
+    """The environment has more to say."""
+
+    def reply(self, index: int, response: str, noise: int, /) -> str:
+        return "dad"[: 3 - index]
+
+
+@pytest.mark.parametrize(
+    ("start", "prefix", "rest"),
+    [
+        (0, "c", "dad"),
+        (0, "bcd", "ad"),
+        (0, "cdadc", "dad"),
+        (0, "cdad", ""),
+        (1, "bcdac", "da"),
+        (2, "cdb", ""),
+        (0, "b", ""),
+    ],
+)
+def test_a_reply_is_not_lost_where_a_response_was_cut(start: int, prefix: str, rest: str) -> None:
+    made = TextWorld(Slow(), TOKENIZER, max_tokens=9)
+    task = Task(start, prefix=torch.tensor(ids(prefix)))
+    episode = made.play(model(), [task], generator=rng(), more=4)
+    mine, said = episode.mask[0].tolist(), TOKENIZER.decode(episode.action[0].tolist(), skip_special_tokens=False)
+    assert mine[: len(rest) + 1] == [False] * len(rest) + [True]
+    assert said.startswith(rest)
+
+
 def test_examples_are_in_the_loss_or_only_in_the_sampling() -> None:
     for in_loss in (True, False):
         examples = SolvedExamples(success=1.0, in_loss=in_loss)

@@ -19,6 +19,7 @@ from decisionrl.pipeline.requirements import required
 from decisionrl.pipeline.returns import outcomes, whitened, with_advantage
 
 if TYPE_CHECKING:
+    from decisionrl.experience.acting import EvaluatingPolicy
     from decisionrl.learner import Update
 
 
@@ -73,6 +74,8 @@ class SingleStream:
         v0: the value of a prompt never initialized.
         prior: N of a prompt before its first visit; 1 / (1 - rho_min) by default.
         normalize: bring A to mean 0 and variance 1 over the rows of the batch.
+        policy: after each update it is asked for the batch's log-probabilities once more, which gives D (k3, the mean
+            over steps). Without it D is what the update reports, which was measured before its optimizer steps.
 
     Raises:
         ValueError: an argument out of range, or trajectories without ``start_id``.
@@ -87,6 +90,7 @@ class SingleStream:
         v0: float = 0.5,
         prior: float | None = None,
         normalize: bool = True,
+        policy: EvaluatingPolicy | None = None,
     ) -> None:
         if not 0 <= rho_min <= rho_max <= 1:
             raise ValueError(f"rho_min = {rho_min}, rho_max = {rho_max}; valid: 0 <= rho_min <= rho_max <= 1")
@@ -100,8 +104,11 @@ class SingleStream:
         self.prior = 1 / (1 - rho_min) if prior is None else prior
         self._memory = Memory(v0, self.prior, 0.0)
         self._kl = torch.zeros((), dtype=torch.float64)
+        self._policy = policy
+        self._batch: Trajectories | None = None
 
     def __call__(self, batch: Trajectories) -> Trajectories:
+        self._batch = batch if self._policy is not None else None
         ids = required(batch, "start_id", self)
         outcome = outcomes(batch.reward, batch.mask).detach()
         answered = batch.mask.any(1)
@@ -129,8 +136,15 @@ class SingleStream:
         self._kl = self._kl + torch.as_tensor(kl).detach()
 
     def observe(self, update: Update) -> None:
-        """``add_kl`` of what the update reports as ``approx_kl``."""
-        self.add_kl(update.metrics["approx_kl"])
+        """``add_kl`` of how far the policy is from the one that collected the batch."""
+        if self._policy is None or self._batch is None:
+            self.add_kl(update.metrics["approx_kl"])
+            return
+        batch, self._batch = self._batch, None
+        with torch.no_grad():
+            moved = (self._policy.evaluate(batch).log_prob - batch.log_prob).double()
+        divergence = torch.where(batch.mask, moved.expm1() - moved, 0.0)
+        self.add_kl(divergence.sum() / batch.mask.sum().clamp(min=1))
 
     def state_dict(self) -> dict[str, Any]:
         """What is remembered of every prompt, and the KL so far."""

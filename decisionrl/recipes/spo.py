@@ -66,7 +66,14 @@ def spo(
             ),
             score=control.success_score(success),
             pipeline=[
-                SingleStream(rho_min=rho_min, rho_max=rho_max, half_life=half_life, v0=initial_value, prior=prior)
+                SingleStream(
+                    rho_min=rho_min,
+                    rho_max=rho_max,
+                    half_life=half_life,
+                    v0=initial_value,
+                    prior=prior,
+                    policy=policy,
+                )
             ],
             seed=control.seed,
         ),

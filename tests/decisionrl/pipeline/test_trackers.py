@@ -1,5 +1,6 @@
 """What is remembered of a prompt: the tracked value of single-stream SPO, the visits of DCPO."""
 
+import math
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from decisionrl.pipeline import PipelineStep
 from decisionrl.pipeline.group_advantages import GroupNormalized
 from decisionrl.pipeline.returns import whitened
 from decisionrl.pipeline.trackers import SingleStream, SmoothStandardized
+from decisionrl.policies.evaluation import Evaluation
 
 
 def visits(ids: list[int], outcome: list[float], **fields: Any) -> Trajectories:
@@ -85,6 +87,29 @@ def test_hears_of_the_kl_from_updates() -> None:
     for step in (told, heard):
         step(visits([0], [1.0]))
     assert value(heard, 0) == value(told, 0) != pytest.approx((0.96 * 4 + 1) / (0.96 * 8 + 1), rel=1e-6)
+
+
+class Moved:
+    """A policy that finds every action ``by`` nats likelier than when it was collected."""
+
+    def __init__(self, by: float) -> None:
+        self.by = by
+
+    def evaluate(self, batch: Trajectories) -> Evaluation:
+        return Evaluation(log_prob=batch.log_prob + torch.where(batch.mask, self.by, torch.nan))
+
+
+def test_measures_the_kl_after_the_update() -> None:
+    told, measured = SingleStream(), SingleStream(policy=Moved(0.1))
+    batch = visits([0], [1.0])
+    for step in (told, measured):
+        step(batch)
+    told.add_kl(math.exp(0.1) - 1 - 0.1)
+    measured.observe(Update({"approx_kl": torch.tensor(10.0)}))
+    for step in (told, measured):
+        step(batch)
+    assert value(measured, 0) == pytest.approx(value(told, 0), rel=1e-6)
+    assert value(told, 0) != pytest.approx(value(SingleStream(), 0))
 
 
 def test_kl_before_initialization_does_not_count() -> None:

@@ -42,6 +42,7 @@ def ares(
     kl_in_windows: float = 0.5,
     clip_low: float = 0.2,
     clip_high: float = 0.3,
+    dual_clip: float | None = 3.0,
     epochs: int = 4,
     minibatch: int | None = None,
     **common: Unpack[ControlOptions],
@@ -53,7 +54,9 @@ def ares(
     this quantile on. target_decay: of the average number of windows that an episode is measured by. reward_scale:
     brings returns to the unit of the penalty (the paper's are 0 or 1). kl_coefficient: of the penalty for leaving the
     initial policy, 0.01 in the release; 0 leaves it out, for an untrained network is nothing to stay near to.
-    kl_target, kl_in_windows: see ``KLController``. minibatch: episodes in one.
+    kl_target, kl_in_windows: see ``KLController``. clip_low, clip_high, dual_clip: see ``Clip``; those of the release,
+    which also drops groups whose mean reward is below 0.01 or above 0.99. Here such groups stay: their episodes differ
+    by what they are charged for windows. minibatch: episodes in one.
     """
     options = own_options(locals())
     control = Control(**common)
@@ -80,7 +83,7 @@ def ares(
             seed=control.seed,
         ),
         objective=PolicyGradient(
-            surrogate=Clip(low=clip_low, high=clip_high),
+            surrogate=Clip(low=clip_low, high=clip_high, dual=dual_clip),
             aggregate=token_mean,
             kl=KLPenalty(coefficient=kl_coefficient, weighted=True) if kl_coefficient else None,
             entropy_coefficient=control.entropy_coefficient,

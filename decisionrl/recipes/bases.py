@@ -93,9 +93,11 @@ class BasedControl(Control):
         advantage: PipelineStep | None = None,
         starts: Starts | None = None,
         then: Sequence[PipelineStep] = (),
+        normalize: Literal["batch", "minibatch"] = "minibatch",
     ) -> Base:
         """The base. With groups it has this aggregation, advantage (default: GRPO's) and these starts (default: fresh
-        ones); with either the pipeline goes on with ``then``."""
+        ones); with either the pipeline goes on with ``then``. normalize: over what the critic's advantages are brought
+        to mean 0 and variance 1, before ``then`` or after it."""
         if self.base == "group":
             policy = self.policy(critic=False)
             source: Source = EpisodeSource(
@@ -113,7 +115,8 @@ class BasedControl(Control):
                 entropy_coefficient=self.entropy_coefficient,
             )
         policy = self.policy(critic=True)
-        source = self.stream(policy, horizon=self.horizon, pipeline=[GAE(gamma=self.gamma, lam=self.gae_lambda), *then])
+        advantages = GAE(gamma=self.gamma, lam=self.gae_lambda, whiten=normalize == "batch")
+        source = self.stream(policy, horizon=self.horizon, pipeline=[advantages, *then])
         return Base(
             policy=policy,
             source=source,
@@ -121,7 +124,7 @@ class BasedControl(Control):
             aggregate=token_mean,
             value_loss=ValueLoss(),
             entropy_coefficient=self.entropy_coefficient,
-            normalize_advantage=True,
+            normalize_advantage=normalize == "minibatch",
         )
 
     def experiment_on(self, base: Base, recipe: str, **parts: Any) -> Experiment:

@@ -32,7 +32,9 @@ def capo(
 
     delta_fisher, delta_hessian: bounds on the predicted change of the policy and of the objective by the step's own
     update at the optimizer's present learning rate. The paper's 1e-4 and 0.01 belong to learning rates of 1.5e-5; the
-    first prediction grows with the square of the rate, the second in proportion to it.
+    first prediction grows with the square of the rate, the second in proportion to it. The step is that of plain
+    gradient ascent, whatever the optimizer; ``AdamDirection`` in ``CurvatureMask`` predicts Adam's, at the price of its
+    memory.
     What the base is: see ``BasedControl``.
     """
     options = own_options(locals())

@@ -17,7 +17,7 @@ METADATA = {
     "title": "Dynamic dual-level down-sampling",
     "arxiv": "2509.22115",
     "changes": "learns from the episodes whose advantages vary most, and of those from the steps of largest abs(A) H",
-    "limit": "all shares 1: the base, GRPO or PPO",
+    "limit": "all shares 1: the base, GRPO or PPO (with advantages normalized over the batch)",
     "kinds": "discrete actions; any with all steps kept",
 }
 
@@ -57,6 +57,7 @@ def d3s(
     )
     base = control.based(
         then=[down_sample] if control.base == "group" else [Trajectories.flat, down_sample],
+        normalize="batch",  # before the choice, which would mean nothing to advantages that are centered anew
     )
     return control.experiment_on(
         base,

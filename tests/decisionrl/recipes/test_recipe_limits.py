@@ -218,6 +218,14 @@ def test_tppo_with_windows_of_whole_episodes_is_ppo_with_monte_carlo_targets() -
     )
 
 
+def test_d3s_with_a_critic_trains_on_the_advantages_it_chose_by() -> None:
+    experiment = tiny("d3s", base="critic", rows_first=0.25)
+    batch = experiment.source.sample()
+    objective = experiment.learner.learner._objective
+    assert not objective.normalize_advantage
+    assert batch.advantage.abs().mean() > 1, "the largest of advantages with deviation 1"
+
+
 def test_riskpo_without_extra_weight_is_the_conditional_value_at_risk() -> None:
     batch = episodes()
 

@@ -40,9 +40,9 @@ COMPARED = (
     f"{BASE}*: the difference in pass@1, paired by seed, with Student's 95 % interval. Of twenty such intervals one "
     f"leaves 0 out by chance, so that methods with {LEAST_SEEDS} seeds or more are called better or worse with the "
     f"false discovery rate over a task's methods held at {100 * FALSE:.0f} % (Benjamini and Hochberg, of paired "
-    "t-tests). *Tokens to 0.9*: sampled until the mean reward of the last 100 responses in training was 0.9, over the "
-    "seeds in which it was. Gradient norms are those before clipping; the loss of dcpo is a sum over responses, not a "
-    "mean, and so are its gradients."
+    "t-tests), and perhaps better or worse where only their own interval leaves 0 out. *Tokens to 0.9*: sampled until "
+    "the mean reward of the last 100 responses in training was 0.9, over the seeds in which it was. Gradient norms are "
+    "those before clipping; the loss of dcpo is a sum over responses, not a mean, and so are its gradients."
 )
 
 NOTES = {
@@ -137,7 +137,14 @@ def _verdicts(passed: Mapping[str, Mapping[int, float]]) -> dict[str, str]:
         return {}
     adjusted = dict(zip(chances, false_discovery_control(list(chances.values())), strict=True))
     told = {True: "better", False: "worse"}
-    return {method: told[higher[method]] if adjusted[method] < FALSE else "not told apart" for method in chances}
+    return {
+        method: told[higher[method]]
+        if adjusted[method] < FALSE
+        else f"perhaps {told[higher[method]]}"
+        if chances[method] < FALSE
+        else "not told apart"
+        for method in chances
+    }
 
 
 def _value(estimate: Estimate | None) -> float:

@@ -232,7 +232,7 @@ TOKENS = {"aggregate": "token-mean"}
         ("xrpo", {"novelty": 0.0, "success": 0.4}, None, {}),
         ("xrpo", {"kappa": 0.0, "success": 0.4, "shown_in_loss": False}, {"success": 0.4}, {}),
         ("dapo", {"clip_high": 0.2}, {"clip_high": 3.0}, TOKENS),
-        ("ares", {"success": 0.0}, None, {**TOKENS, "clip_high": 0.3}),
+        ("ares", {"success": 0.0, "dual_clip": None}, None, {**TOKENS, "clip_high": 0.3}),
     ],
 )
 def test_limit_is_grpo(

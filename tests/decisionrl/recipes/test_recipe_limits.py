@@ -59,7 +59,7 @@ ON_POLICY = {"moved": 0.0}
         ("vade", {}, None, "grpo", {}, {}),
         ("xrpo", {"kappa": 0.0, "success": 5.0}, {"success": 5.0}, "grpo", {}, {}),
         ("dapo", {"clip_high": 0.2}, {}, "grpo", {"aggregate": "token-mean"}, {}),
-        ("ares", {"success": 0.0}, None, "grpo", {"aggregate": "token-mean", "clip_high": 0.3}, {}),
+        ("ares", {"success": 0.0, "dual_clip": None}, None, "grpo", {"aggregate": "token-mean", "clip_high": 0.3}, {}),
     ],
 )
 def test_limit_is_another_recipe(

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec
 
+from decisionrl.envs.text import make_task
 from decisionrl.envs.text.task import TextTask
 from decisionrl.experiment import Experiment
 
@@ -129,9 +130,24 @@ SMALL_RATES: Mapping[str, Any] = {
 def _on_text(recipe: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
     """The small transformer's settings; a model of one's own has but a learning rate of the usual size."""
     if arguments.get("model") is None:
-        return {**TOKENS, **SMALL_RATES, **SMALL_LANGUAGE.get(recipe, {})}
+        return {**TOKENS, **SMALL_RATES, **_fitting(SMALL_LANGUAGE.get(recipe, {}), arguments)}
     rate = 1e-6 if arguments.get("lora_rank") is None else 1e-5
     return {**TOKENS, "learning_rate": rate, **OWN_LANGUAGE.get(recipe, {})}
+
+
+def _fitting(given: Mapping[str, Any], arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With no more starts than there are prompts to train on."""
+    if "num_starts" not in given:
+        return given
+    env = arguments["env"]
+    task = env if isinstance(env, TextTask) else make_task(env, **(arguments.get("env_options") or {}))
+    if task.num_prompts is None:
+        return given
+    there = round((1 - (arguments.get("held_out") or 0)) * task.num_prompts)
+    return {
+        name: min(value, there) if name in ("num_starts", "groups", "episodes") else value
+        for name, value in given.items()
+    }
 
 
 def preset(recipe: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from decisionrl.llm.warm_start import warm_started
 from decisionrl.pipeline.weights import ConflictWeights
 from decisionrl.policies.language import LanguagePolicy
 from decisionrl.recipes import ON_ENVIRONMENTS, recipe
+from decisionrl.recipes.presets import preset
 from decisionrl.trainer import Trainer
 
 pytest.importorskip("transformers")
@@ -59,6 +60,17 @@ def test_it_trains_a_language_model(name: str, model: Path) -> None:
     assert all(tensor.isfinite().all() for tensor in after.values())
     assert 0 <= float(trainer.metrics["episode_return"]) <= 1
     assert 1 <= float(trainer.metrics["episode_length"]) <= 3
+
+
+@pytest.mark.parametrize("name", ["dcpo", "vade", "xrpo", "spo"])
+def test_presets_ask_for_no_more_starts_than_there_are_prompts(name: str) -> None:
+    few = preset(name, {"env": "text/prompt-bandit"})
+    assert few["num_starts"] == few.get("groups", few.get("episodes")) == 8
+    half = preset(name, {"env": "text/countdown", "held_out": 0.5})
+    assert half["num_starts"] == 264
+    assert preset(name, {"env": "text/modular-addition"})["num_starts"] == 529
+    assert preset(name, {"env": "text/modular-addition", "env_options": {"modulus": 5}})["num_starts"] == 25
+    assert preset(name, {"env": "text/sorting"})["num_starts"] == 529, "there is no end of prompts"
 
 
 def test_gtpo_takes_equal_tokens_for_equal_steps_on_text(model: Path) -> None:

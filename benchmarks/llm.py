@@ -17,7 +17,7 @@ a given number of tokens: what it spends on greedy baselines, branches or trees 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -155,6 +155,13 @@ TASKS: Mapping[str, tuple[Arguments, Arguments]] = {
 SHOWN: Mapping[str, tuple[str, Arguments]] = {"xrpo_shown": ("xrpo", {"shown": 2})}
 """Method -> recipe and arguments, on modular addition: XRPO with examples that the model cannot read."""
 
+KEY_TOKEN: Mapping[str, tuple[str, Arguments]] = {
+    "tppo_short": ("tppo", {"horizon": 8}),
+    "gtpo_unfiltered": ("gtpo", {"entropy_threshold": 2.0, "entropy_coefficient": 0.0}),
+}
+"""The same on the key-token chain: T-PPO with windows shorter than responses, which takes an untrained critic at its
+word; GTPO without its filter, whose threshold is the entropy of this task's free bits, and without the bonus."""
+
 AFTER_EXAMPLES: Mapping[str, tuple[str, Arguments]] = {
     "grpo": ("grpo", {}),
     "xrpo": ("xrpo", {}),
@@ -170,11 +177,9 @@ def cases(profile: str, data: Path | None) -> list[Case]:
         return [_case("modular-addition", name, {"modulus": 11}, {"steps": 40_000}) for name in ("grpo", "rloo")]
     return [
         *(_case(task, name, *of_task) for task, of_task in TASKS.items() for name in ON_ENVIRONMENTS),
-        *(_variant("modular-addition", method, LanguageCase, *of_method) for method, of_method in SHOWN.items()),
-        *(
-            _variant("modular-addition-examples", method, AfterExamples, *of_method)
-            for method, of_method in AFTER_EXAMPLES.items()
-        ),
+        *_variants("modular-addition", SHOWN),
+        *_variants("key-token-chain", KEY_TOKEN),
+        *_variants("modular-addition", AFTER_EXAMPLES, kind=AfterExamples, suffix="-examples"),
     ]
 
 
@@ -182,9 +187,16 @@ def _case(task: str, name: str, options: Arguments, arguments: Arguments) -> Cas
     return Case(task, name, LanguageCase(**_parts(task, name, options, arguments)))
 
 
-def _variant(case: str, method: str, kind: type[LanguageCase], name: str, arguments: Arguments) -> Case:
-    """On modular addition."""
-    return Case(case, method, kind(**_parts("modular-addition", name, {}, arguments)))
+def _variants(
+    task: str,
+    variants: Mapping[str, tuple[str, Arguments]],
+    *,
+    kind: type[LanguageCase] = LanguageCase,
+    suffix: str = "",
+) -> Iterator[Case]:
+    options, of_task = TASKS[task]
+    for method, (name, arguments) in variants.items():
+        yield Case(task + suffix, method, kind(**_parts(task, name, options, {**of_task, **arguments})))
 
 
 def _parts(task: str, name: str, options: Arguments, arguments: Arguments) -> dict[str, Any]:
@@ -194,5 +206,5 @@ def _parts(task: str, name: str, options: Arguments, arguments: Arguments) -> di
         "task": env,
         "recipe": name,
         "options": options,
-        "arguments": {**preset(name, {"env": env}), **arguments},
+        "arguments": {**preset(name, {"env": env, "env_options": options}), **arguments},
     }

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from decisionrl.policies.language import LanguagePolicy
     from decisionrl.recipes.language import Language
 
+STARTS = 64
+"""Of an endless number, where a recipe remembers each."""
+
 Network = Literal["mlp", "linear"]
 ControlPolicy: TypeAlias = "ActorCritic | RecurrentActorCritic | SoftmaxLinear | LanguagePolicy"
 
@@ -278,10 +281,15 @@ class Control:
         cast("TextWorld", self.world).temperature = heat.at
         return (heat,)
 
-    def starts(self, count: int) -> int:
-        """So many, or all where the world has fewer: what is remembered of a start must not be spread over several."""
+    def starts(self, count: int | None) -> int:
+        """So many, or all where the world has fewer: what is remembered of a start must not be spread over several.
+
+        None: all, or 64 of an endless number.
+        """
         there = getattr(self.world, "num_starts", None)
-        return count if there is None else min(count, there)
+        if there is None:
+            return STARTS if count is None else count
+        return there if count is None else min(count, there)
 
     def solved_examples(self, *, shown: int, success: float, in_loss: bool) -> Sequence[PipelineStep]:
         """XRPO's examples before prompts, as steps to stand in the pipeline; none unless the actions are tokens."""

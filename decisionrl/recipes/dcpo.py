@@ -25,7 +25,7 @@ METADATA = {
 @tuned
 def dcpo(
     *,
-    num_starts: int = 64,
+    num_starts: int | None = None,
     clip_low: float = 0.16,
     clip_high: float = 0.2,
     clip_cap: float = 10.0,
@@ -33,10 +33,9 @@ def dcpo(
 ) -> Experiment:
     """Groups whose starts come back, and bounds ``|r - 1| pi <= eps`` on the ratio r.
 
-    num_starts: the groups' starts are drawn from as many, so that a start is visited again. clip_low, clip_high: eps
-    below and above. clip_cap: the largest upper bound. With base = "critic" the clip is all that is left of the
-    method.
-    What the base is: see ``BasedControl``.
+    num_starts: the groups' starts are drawn from as many, so that a start is visited again; by default from all, or
+    from 64 of an endless number. clip_low, clip_high: eps below and above. clip_cap: the largest upper bound. With
+    base = "critic" the clip is all that is left of the method. What the base is: see ``BasedControl``.
     """
     options = own_options(locals())
     control = BasedControl(**common)

@@ -111,8 +111,9 @@ SMALL_LANGUAGE: Mapping[str, Mapping[str, Any]] = {
     "segment_spo": {"episodes": 128, "interval": 1, "rollouts": 4, "epochs": 1, "minibatch": 32},
 }
 """Recipe -> arguments for the small transformer on text tasks: an update from about 128 responses, four in a batch
-where a recipe has minibatches; prompts are those of modular addition. The small transformer has never read an example
-in front of a prompt, and is lost after one, so that XRPO shows it none."""
+where a recipe has minibatches; where prompts have no end, as many of them as modular addition has. The small
+transformer has never read an example in front of a prompt, and is lost after one, so that XRPO shows it none. Its
+critic knows nothing at first, so that T-PPO's windows are not shorter than responses."""
 
 OWN_LANGUAGE: Mapping[str, Mapping[str, Any]] = {"riskpo": {"episodes": 60, "bundle": 5}}
 """Recipe -> arguments for a model of one's own."""
@@ -136,18 +137,19 @@ def _on_text(recipe: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _fitting(given: Mapping[str, Any], arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    """With no more starts than there are prompts to train on."""
-    if "num_starts" not in given:
+    """With all prompts to train on as starts and no more groups than those, and windows as long as a response."""
+    if not {"num_starts", "horizon"} & given.keys():
         return given
     env = arguments["env"]
     task = env if isinstance(env, TextTask) else make_task(env, **(arguments.get("env_options") or {}))
-    if task.num_prompts is None:
-        return given
-    there = round((1 - (arguments.get("held_out") or 0)) * task.num_prompts)
-    return {
-        name: min(value, there) if name in ("num_starts", "groups", "episodes") else value
-        for name, value in given.items()
-    }
+    fitting = dict(given)
+    if "horizon" in given:
+        fitting["horizon"] = max(given["horizon"], arguments.get("max_steps") or task.max_tokens)
+    if "num_starts" in given and task.num_prompts is not None:
+        there = round((1 - (arguments.get("held_out") or 0)) * task.num_prompts)
+        fitting["num_starts"] = there
+        fitting |= {name: min(given[name], there) for name in ("groups", "episodes") if name in given}
+    return fitting
 
 
 def preset(recipe: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -26,7 +26,7 @@ METADATA = {
 @tuned
 def spo(
     *,
-    num_starts: int = 64,
+    num_starts: int | None = None,
     episodes: int = 32,
     success: float | None = None,
     rho_min: float = 0.875,
@@ -42,8 +42,9 @@ def spo(
 ) -> Experiment:
     """PPO's clip with a remembered baseline, on starts chosen by how uncertain their success is.
 
-    num_starts: ``episodes`` different ones of them are in a batch. success: the return from which an episode succeeds,
-    by default the environment's reward threshold; only the choice of starts looks at it, the baseline is of returns.
+    num_starts: ``episodes`` different ones of them are in a batch; by default all, or 64 of an endless number. success:
+    the return from which an episode succeeds, by default the environment's reward threshold; only the choice of starts
+    looks at it, the baseline is of returns.
     rho_min, rho_max, half_life: how fast the baseline forgets, see ``SingleStream``; the paper does not state the last.
     initial_value, prior: the baseline before the first visit and how many episodes it counts for (by default
     1 / (1 - rho_min)); the paper begins with the mean of 8 episodes from every start, and rewards in {0, 1}.

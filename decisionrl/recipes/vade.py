@@ -26,7 +26,7 @@ METADATA = {
 @tuned
 def vade(
     *,
-    num_starts: int = 64,
+    num_starts: int | None = None,
     groups: int = 8,
     group_size: int = 8,
     success: float | None = None,
@@ -40,10 +40,10 @@ def vade(
 ) -> Experiment:
     """GRPO whose starts are drawn by what is to be learned from them.
 
-    num_starts: ``groups`` of them are in a batch. success: the return from which an episode succeeds, by default the
-    environment's reward threshold; only the choice of starts looks at it, advantages are of returns. lambda1, lambda2:
-    what is remembered of a start that was played, and of the others. gain: see ``curricula.VADE``. minibatch:
-    episodes in one.
+    num_starts: ``groups`` of them are in a batch; by default all, or 64 of an endless number. success: the return from
+    which an episode succeeds, by default the environment's reward threshold; only the choice of starts looks at it,
+    advantages are of returns. lambda1, lambda2: what is remembered of a start that was played, and of the others.
+    gain: see ``curricula.VADE``. minibatch: episodes in one.
     """
     options = own_options(locals())
     control = Control(**common)

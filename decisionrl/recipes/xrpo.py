@@ -27,7 +27,7 @@ METADATA = {
 @tuned
 def xrpo(
     *,
-    num_starts: int = 64,
+    num_starts: int | None = None,
     groups: int = 8,
     budget: int = 64,
     base_size: int = 4,
@@ -45,12 +45,12 @@ def xrpo(
 ) -> Experiment:
     """GRPO with groups of unequal size.
 
-    num_starts: ``groups`` of them are in a batch, each with ``base_size`` episodes at first; what is left of the
-    ``budget`` of episodes goes, in further ``phases``, where the mean return is least certain. success: the return
-    above which an episode is a success, by default the environment's reward threshold. novelty, kappa: the bonus of
-    unlikely successes, see ``Sharpened``. shown: solved examples in front of prompts that have only failed, 0 for none;
-    for which control has no counterpart. shown_in_loss: the loss is of responses to prompts with their examples; if
-    not, to the prompts alone. minibatch: episodes in one.
+    num_starts: ``groups`` of them are in a batch, each with ``base_size`` episodes at first; by default all, or 64 of
+    an endless number. What is left of the ``budget`` of episodes goes, in further ``phases``, where the mean return is
+    least certain. success: the return above which an episode is a success, by default the environment's reward
+    threshold. novelty, kappa: the bonus of unlikely successes, see ``Sharpened``. shown: solved examples in front of
+    prompts that have only failed, 0 for none; for which control has no counterpart. shown_in_loss: the loss is of
+    responses to prompts with their examples; if not, to the prompts alone. minibatch: episodes in one.
     """
     options = own_options(locals())
     control = Control(**common)

@@ -62,15 +62,34 @@ def test_it_trains_a_language_model(name: str, model: Path) -> None:
     assert 1 <= float(trainer.metrics["episode_length"]) <= 3
 
 
-@pytest.mark.parametrize("name", ["dcpo", "vade", "xrpo", "spo"])
-def test_presets_ask_for_no_more_starts_than_there_are_prompts(name: str) -> None:
+REMEMBERING = ["dcpo", "vade", "xrpo", "spo"]
+"""Recipes that remember each prompt."""
+
+
+@pytest.mark.parametrize("name", REMEMBERING)
+def test_presets_ask_for_all_prompts_there_are(name: str) -> None:
     few = preset(name, {"env": "text/prompt-bandit"})
     assert few["num_starts"] == few.get("groups", few.get("episodes")) == 8
     half = preset(name, {"env": "text/countdown", "held_out": 0.5})
     assert half["num_starts"] == 264
     assert preset(name, {"env": "text/modular-addition"})["num_starts"] == 529
     assert preset(name, {"env": "text/modular-addition", "env_options": {"modulus": 5}})["num_starts"] == 25
+    assert preset(name, {"env": "text/key-token-chain"})["num_starts"] == 1760
     assert preset(name, {"env": "text/sorting"})["num_starts"] == 529, "there is no end of prompts"
+
+
+@pytest.mark.parametrize("name", REMEMBERING)
+def test_all_prompts_of_ones_own_model_are_trained_on(model: Path, name: str) -> None:
+    experiment = recipe(name)(env=TASK, env_options={"modulus": 11}, model=str(model))
+    assert experiment.source.starts.num_starts == experiment.source.world.num_starts == 121
+    endless = recipe(name)(env="CartPole-v1")
+    assert endless.source.starts.num_starts == 64
+
+
+def test_presets_of_tppo_have_windows_as_long_as_responses() -> None:
+    assert preset("tppo", {"env": "text/modular-addition"})["horizon"] == 8
+    assert preset("tppo", {"env": "text/key-token-chain"})["horizon"] == 13
+    assert preset("tppo", {"env": "text/key-token-chain", "max_steps": 20})["horizon"] == 20
 
 
 def test_gtpo_takes_equal_tokens_for_equal_steps_on_text(model: Path) -> None:

@@ -113,12 +113,12 @@ def measured(experiment: Experiment) -> list[Measurement]:
     world = evaluator.make_world()
     prompts = PROMPTS if world.num_starts is None else min(PROMPTS, world.num_starts)
     reward = sampled(policy, world, prompts=prompts, samples=SAMPLES, seed=EVALUATION_SEED).outcome
-    reward = reward.double().view(prompts, SAMPLES).cpu()
+    reward = reward.view(prompts, SAMPLES).cpu()
     correct = (reward >= evaluator.success).sum(1)
     values = {
         "pass_1": pass_at_k(correct, SAMPLES, 1),
         f"pass_{SAMPLES}": pass_at_k(correct, SAMPLES, SAMPLES),
-        "mean_reward": reward.mean(1),
+        "mean_reward": reward.double().mean(1),
     }
     best = {"mean_reward": world.task.best_reward}
     return [

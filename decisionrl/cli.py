@@ -134,6 +134,8 @@ def train(
     given = {"env": env, "setting": setting, "data": data, "steps": steps, "out": out, "set": assignments or None}
     if resume is not None:
         extra = [f"--{key}" for key, value in given.items() if value is not None]
+        source = click.get_current_context().get_parameter_source("seed")
+        extra += ["--seed"] if source is click.core.ParameterSource.COMMANDLINE else []
         if extra:
             raise click.UsageError(f"--resume goes on with the run as it was asked for; not with {', '.join(extra)}")
         config = read_config(resume)
@@ -144,6 +146,7 @@ def train(
     else:
         options = {"env": env, "setting": setting, "data": data, "steps": steps, "seed": seed, "device": device}
         arguments = _arguments(recipe, function, options, assignments)
+        _check_device(arguments.get("device", device))
     experiment = _built(function, arguments)
     if out is None:
         out = _default_directory(experiment.config)
@@ -157,7 +160,10 @@ def train(
 @click.option("--video", type=click.Path(path_type=Path, dir_okay=False), help="Also film one episode (.mp4 or .gif).")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(directory: Path, episodes: int | None, seed: int, video: Path | None, as_json: bool) -> None:
-    """Measure the trained policy of a run directory."""
+    """Measure the trained policy of a run directory.
+
+    Of text, episodes are 8 responses to each of as many prompts as that makes.
+    """
     import torch
 
     from decisionrl.recipes.saved import load_run
@@ -166,13 +172,13 @@ def evaluate(directory: Path, episodes: int | None, seed: int, video: Path | Non
     experiment = _built(load_run, {"directory": directory})
     if experiment.evaluate is None:
         raise click.UsageError(f"the recipe of {directory} has no evaluation")
+    env = experiment.config.get("env")
+    if video is not None and (env is None or env.startswith("text/")):
+        raise click.UsageError(f"the recipe of {directory} has no environment to film")
     result = experiment.evaluate(experiment.policy, episodes=episodes, seed=seed)
     if video is not None:
         from decisionrl.evaluation.video import film
 
-        env = experiment.config.get("env")
-        if env is None:
-            raise click.UsageError(f"the recipe of {directory} has no environment to film")
         options = experiment.config.get("env_options")
         result["video"] = str(film(experiment.policy, env, video, env_options=options, seed=seed))
     if as_json:
@@ -311,6 +317,13 @@ def _is_request_error(error: Exception) -> bool:
         from decisionrl.experience.store import DatasetError
         from decisionrl.run import RunError
 
+        if "decisionrl.llm.generation" in sys.modules:
+            from decisionrl.envs.text.prompts import PromptError
+            from decisionrl.envs.text.tokenizer import UnknownCharacterError
+            from decisionrl.llm.generation import ContextLengthError
+            from decisionrl.policies.prefix_sharing import PrefixAttentionError
+
+            kinds += (PromptError, UnknownCharacterError, ContextLengthError, PrefixAttentionError)
         kinds += (EnvironmentNameError, UnsupportedSpaceError, VideoError, DatasetError)
         kinds += (RequestError, CheckpointError, DemandError, NetworkError, SettingError, RunError)
     return isinstance(error, kinds)
@@ -335,7 +348,7 @@ def _arguments(
     name: str, function: Any, given: Mapping[str, Any], assignments: tuple[str, ...], *, kind: str = "recipe"
 ) -> dict[str, Any]:
     """The recipe's (or maker's) keyword arguments from options and --set, all checked against its signature."""
-    from decisionrl.recipes.saved import parameters
+    from decisionrl.recipes.signatures import parameters
 
     hints = parameters(function)
     arguments: dict[str, Any] = {}

@@ -224,11 +224,12 @@ class Trainer:
 
     @contextmanager
     def _deferred_signals(self) -> Iterator[None]:
-        """Turn the first SIGINT or SIGTERM into a stop after the current step."""
+        """Turn the first SIGINT or SIGTERM into a stop after the current step; one that is ignored stays so."""
         if distributed.processes() > 1 or threading.current_thread() is not threading.main_thread():
             yield
             return
-        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {number: each for number, each in handlers.items() if each not in (signal.SIG_IGN, None)}
 
         def restore() -> None:
             for number, handler in previous.items():

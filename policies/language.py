@@ -126,6 +126,8 @@ class LanguagePolicy(nn.Module):
         if prefix_attention not in get_args(PrefixAttention):
             valid = ", ".join(get_args(PrefixAttention))
             raise ValueError(f"prefix_attention = {prefix_attention!r}; valid: {valid}")
+        if prefix_attention != "sdpa" and not share_prompts:
+            raise ValueError(f"prefix_attention = {prefix_attention!r}; valid without share_prompts: 'sdpa'")
         self.model = model
         self.temperature, self.dropout, self.chunk, self.keep = temperature, dropout, chunk, keep
         self.gradient_checkpointing = gradient_checkpointing
@@ -175,6 +177,12 @@ class LanguagePolicy(nn.Module):
         """c of logits ``c tanh(x / c)``; None for those of models that do without."""
         softcap: float | None = getattr(self._config, "final_logit_softcapping", None)
         return softcap
+
+    @property
+    def context(self) -> int | None:
+        """Tokens of the longest row that the model can read; None where its configuration does not say."""
+        limit: int | None = getattr(self._config, "max_position_embeddings", None)
+        return limit
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """For the optimizer: those that require a gradient."""
@@ -297,9 +305,9 @@ class LanguagePolicy(nn.Module):
         return self.causal_model.config.get_text_config()
 
     def _check(self, rows: TokenRows) -> None:
-        longest, limit = rows.ids.shape[1], getattr(self._config, "max_position_embeddings", None)
-        if limit is not None and longest > limit:
-            raise ValueError(f"a row has {longest} tokens; valid: at most the model's {limit} positions")
+        longest = rows.ids.shape[1]
+        if self.context is not None and longest > self.context:
+            raise ValueError(f"a row has {longest} tokens; valid: at most the model's {self.context} positions")
         vocabulary = self.head.out_features
         if (outside := rows.ids >= vocabulary).any():
             raise ValueError(f"token = {int(rows.ids[outside][0])}; valid: 0 to {vocabulary - 1}")

@@ -35,6 +35,10 @@ _VARIANTS = ("position_bias", "s_aux", "sliding_window", "softcap")
 """Arguments by which attention is another function than a softmax over all that came before."""
 
 
+class PrefixAttentionError(ValueError):
+    """A kind of attention that does not work here."""
+
+
 def unique_prompts(state: Int[Tensor, "batch P"]) -> tuple[Int[Tensor, "prompts P"], Int[Tensor, " batch"]]:
     """Which rows have the same prompt, wherever their padding stands.
 
@@ -258,7 +262,7 @@ class _BlockMasked:
         self.calls += 1
         on_cpu = query.device.type == "cpu"
         if on_cpu and torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
-            raise ValueError(
+            raise PrefixAttentionError(
                 "prefix_attention = 'flex' on the CPU, where torch has no backward pass of it; valid: 'sdpa', or "
                 "torch.no_grad"
             )

@@ -57,22 +57,29 @@ class PassEvaluator:
         self, policy: LanguagePolicy, *, episodes: int | None = None, seed: int = 1, long: bool = True
     ) -> dict[str, Any]:
         """``mean_return``, the mean reward, with a 95 % bootstrap interval over prompts, ``pass_1``, ``pass_k``, and
-        ``mean_length`` in tokens. episodes: responses in all, by default 2,048 (not ``long``: 256)."""
+        ``mean_length`` in tokens.
+
+        episodes: responses in all, by default 2,048 (not ``long``: 256), rounded to as many to each prompt:
+        ``samples``, or more where there are not prompts enough.
+        """
         episodes = episodes or (2048 if long else 256)
         world = self.make_world()
-        wanted = max(1, episodes // self.samples)
-        prompts = wanted if world.num_starts is None else min(wanted, world.num_starts)
-        played = sampled(policy, world, prompts=prompts, samples=self.samples, seed=seed)
-        rewards = played.outcome.double().view(prompts, self.samples).cpu()
-        correct = (rewards >= self.success).sum(1)
+        prompts = max(1, episodes // self.samples)
+        samples = self.samples
+        if world.num_starts is not None and world.num_starts < prompts:
+            prompts, samples = world.num_starts, episodes // world.num_starts
+        played = sampled(policy, world, prompts=prompts, samples=samples, seed=seed)
+        outcome = played.outcome.view(prompts, samples).cpu()
+        correct = (outcome >= self.success).sum(1)  # in the precision of the rewards: 0.7 is 0.7
+        rewards = outcome.double()
         estimate = bootstrap_mean(rewards.mean(1).numpy(), rng=np.random.default_rng(seed))
         return {
             "mean_return": estimate.value,
             "low": estimate.low,
             "high": estimate.high,
-            "episodes": prompts * self.samples,
-            "pass_1": pass_at_k(correct, self.samples, 1).mean().item(),
-            f"pass_{self.k}": pass_at_k(correct, self.samples, self.k).mean().item(),
+            "episodes": prompts * samples,
+            "pass_1": pass_at_k(correct, samples, 1).mean().item(),
+            f"pass_{self.k}": pass_at_k(correct, samples, self.k).mean().item(),
             "mean_length": played.mask.sum(1).double().mean().item(),
         }
 

@@ -387,13 +387,8 @@ class EpisodeSource:
         self._episodes.load_state_dict(state["episodes"])
 
     def seed_of(self, start: int) -> int:
-        """The reset seed that belongs to a start. Where there are but so many, each is met once before any is met
-        again, every time in another order."""
-        count = getattr(self.world, "num_starts", None)
-        if count is not None:
-            turn, place = divmod(start, count)
-            return int(_order(self._seed, turn, count)[place])
-        return int(np.random.SeedSequence((self._seed, start)).generate_state(1)[0] >> 1)
+        """The reset seed that belongs to a start; see :func:`seed_of`."""
+        return seed_of(start, seed=self._seed, count=getattr(self.world, "num_starts", None))
 
     def fresh_seeds(self, count: int) -> list[int]:
         """Seeds never used before."""
@@ -429,6 +424,18 @@ class EpisodeSource:
         assert batch.group is not None
         each = self.play([Task(self.seed_of(start)) for start in torch.unique(batch.start_id).tolist()], greedy=True)
         return batch.replace(extras={**batch.extras, "greedy_return": each.outcome[batch.group]})
+
+
+def seed_of(start: int, *, seed: int, count: int | None) -> int:
+    """The reset seed of start number ``start``. Where there are but ``count``, each is met once before any is met
+    again, every time in another order.
+
+    seed: of the order.
+    """
+    if count is not None:
+        turn, place = divmod(start, count)
+        return int(_order(seed, turn, count)[place])
+    return int(np.random.SeedSequence((seed, start)).generate_state(1)[0] >> 1)
 
 
 @lru_cache(maxsize=4)

@@ -54,11 +54,12 @@ class SolvedExamples:
         self._solved_now: set[int] = set()
         self._seeded = self._asked = 0
 
-    def before(self, number: int, prompt: Sequence[int], *, responses: int = 1) -> list[int]:
+    def before(self, number: int, prompt: Sequence[int], *, responses: int = 1, room: int | None = None) -> list[int]:
         """The tokens of the examples to stand in front of prompt ``number``; none unless it has failed.
 
-        responses: how many are asked for, which the metric ``seeded`` counts.
+        responses: how many are asked for, which the metric ``seeded`` counts. room: tokens there is room for.
         """
+        longest = self.longest if room is None else min(self.longest, room)
         self._asked += responses
         if number not in self._failed:
             return []
@@ -75,7 +76,7 @@ class SolvedExamples:
         shown: list[int] = []
         for _, _, each in alike:
             example = each.prompt + each.response
-            if len(example) + len(shown) <= self.longest:
+            if len(example) + len(shown) <= longest:
                 shown = example + shown
         self._seeded += responses * bool(shown)
         return shown
@@ -85,13 +86,13 @@ class SolvedExamples:
         numbers: Sequence[int],
         prompts: Sequence[Sequence[int]],
         said: Sequence[Sequence[int]],
-        rewards: Sequence[float],
+        right: Sequence[bool],
     ) -> None:
-        """Take in whole responses to prompts, without examples in front of them."""
-        self._solved_now |= {number for number, reward in zip(numbers, rewards, strict=True) if reward >= self.success}
+        """Take in whole responses to prompts, without examples in front of them, and which of them are right."""
+        self._solved_now |= {number for number, is_right in zip(numbers, right, strict=True) if is_right}
         self._failed = (self._failed | set(numbers)) - self._solved_now
-        for number, prompt, response, reward in zip(numbers, prompts, said, rewards, strict=True):
-            if reward >= self.success:
+        for number, prompt, response, is_right in zip(numbers, prompts, said, right, strict=True):
+            if is_right:
                 self._solved[number] = _Example(list(prompt), list(response))
                 self._solved.move_to_end(number)
         while len(self._solved) > self.capacity:

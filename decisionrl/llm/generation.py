@@ -241,7 +241,7 @@ def _check(policy: LanguagePolicy, context: Tensor, limit: Tensor) -> None:
     if len(length) and int(length.min()) < 1:
         row = int(length.argmin())
         raise ValueError(f"context: row {row} has no token; valid: at least one, such as the one that begins a text")
-    longest = getattr(policy.causal_model.config.get_text_config(), "max_position_embeddings", None)
+    longest = policy.context
     if longest is not None and len(length) and int((length + limit).max()) > longest:
         row = int((length + limit).argmax())
         raise ContextLengthError(

@@ -25,7 +25,10 @@ from decisionrl.policies.language_models import quietly, tiny_model
 from decisionrl.seeding import generator
 
 PROMPT_TOKENS = 64
-"""The longest prompt, without examples, that a model of :func:`warm_started` can read."""
+"""A prompt of as many tokens, without examples, can be read by every model of :func:`warm_started`."""
+
+SEVERAL = 512
+"""Prompts of which the longest can be read, too."""
 
 
 def warm_start(
@@ -50,7 +53,8 @@ def warm_start(
         target: the mean reward of sampled responses, as a share of the best, at which to stop; in (0, 1].
         batch, learning_rate: of Adam.
         limit: updates at most; there is a warning if they do not suffice.
-        every: updates between measurements, of a response to each of as many prompts as ``responses``.
+        every: updates between measurements, of at least ``responses`` responses: one to each of as many prompts, or
+            several where there are fewer.
         examples: at most so many solved ones stand in front of the prompts that are imitated; the share is of prompts
             without. A model that has never read any is lost when it is shown some.
         progress: told the updates so far and the share.
@@ -70,10 +74,12 @@ def warm_start(
         torch.optim.Adam(policy.trainable_parameters(), learning_rate, fused=True),
         clip_norm=1.0,
     )
+    prompts = responses if world.num_starts is None else min(responses, world.num_starts)
+    samples = -(-responses // prompts)
     share = 0.0
     for update in range(limit):
         if update % every == 0:
-            rewards = sampled_rewards(policy, world, prompts=responses, samples=1, seed=seed)
+            rewards = sampled_rewards(policy, world, prompts=prompts, samples=samples, seed=seed)
             share = rewards.mean().item() / best
             if progress is not None:
                 progress(update, share)
@@ -99,11 +105,13 @@ def warm_started(
     if directory.exists():
         return directory
     if task.alphabet is None:
-        raise ValueError(f"{task.name}: model = None; valid: a directory with a model that knows its language")
+        raise no_alphabet(task)
     tokenizer = character_tokenizer(task.alphabet)
-    context = (1 + examples) * (PROMPT_TOKENS + task.max_tokens)
-    model = tiny_model(len(tokenizer), context=context, generator=generator(seed, "language model"))
     world = TextWorld(task, tokenizer, num_envs=256, prompts=prompts)
+    several = range(SEVERAL if world.num_starts is None else min(SEVERAL, world.num_starts))
+    longest = max(PROMPT_TOKENS, *(len(world.prompt(start)) for start in several))
+    context = (1 + examples) * (longest + task.max_tokens)
+    model = tiny_model(len(tokenizer), context=context, generator=generator(seed, "language model"))
     warm_start(LanguagePolicy(model), world, examples=examples, seed=seed)
     partial = directory.with_name(f".{directory.name}.{os.getpid()}.part")
     shutil.rmtree(partial, ignore_errors=True)
@@ -113,3 +121,8 @@ def warm_started(
     if not directory.exists():
         partial.rename(directory)
     return directory
+
+
+def no_alphabet(task: TextTask) -> ValueError:
+    """Prompts of any text are not for a small transformer."""
+    return ValueError(f"{task.name}: model = None; valid: a directory with a model that knows its language")

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from decisionrl.envs.world import EnvironmentFault
 from decisionrl.experience.acting import EpisodeStatistics
-from decisionrl.experience.episodes import Task, evaluated
+from decisionrl.experience.episodes import Task, evaluated, seed_of
 from decisionrl.experience.trajectories import Trajectories, joined
-from decisionrl.llm.responses import ENDLESS, responses
+from decisionrl.llm.responses import responses
 from decisionrl.llm.world import TextWorld
 from decisionrl.pipeline import PipelineStep, load_states, states, tell
 from decisionrl.pipeline.returns import rewards_to_go
@@ -48,7 +49,7 @@ class TokenWindows:
         horizon: tokens of a window.
         pipeline: what is done to the windows; ends in an advantage estimator.
         gamma: the discount of the returns.
-        seed: of the order of the prompts and of the sampling.
+        seed: of the sampling and of the order of the prompts, of which each is met once before any is met again.
 
     Raises:
         ValueError: horizon < 1.
@@ -68,13 +69,29 @@ class TokenWindows:
             raise ValueError(f"horizon = {horizon}; valid: a whole number >= 1")
         self.world, self.policy, self.horizon, self.pipeline = world, policy, horizon, tuple(pipeline)
         self.steps_per_sample = 0
-        self._gamma = gamma
-        self._choice, self._noise = generator(seed, "starts"), generator(seed, "actions", world.device)
+        self._gamma, self._seed = gamma, seed
+        self._choice, self._noise = generator(seed, "windows"), generator(seed, "actions", world.device)
         self._episodes = EpisodeStatistics(0)
         self._pool: list[_Response] = []
+        self._begun = 0
 
     def sample(self) -> Trajectories:
-        self._pool += [_Response(start) for start in self._starts(self.world.num_envs - len(self._pool))]
+        """A batch; if the world fails, the next one begins where this one did.
+
+        Raises:
+            EnvironmentFault: the world failed.
+        """
+        noise = self._noise.get_state()
+        try:
+            return self._sample()
+        except EnvironmentFault:
+            self._noise.set_state(noise)
+            raise
+
+    def _sample(self) -> Trajectories:
+        while len(self._pool) < self.world.num_envs:
+            self._pool.append(_Response(seed_of(self._begun, seed=self._seed, count=self.world.num_starts)))
+            self._begun += 1
         tasks = [Task(each.start, prefix=torch.tensor(each.written, dtype=torch.int64)) for each in self._pool]
         with torch.no_grad():
             played = self.world.play(self.policy, tasks, generator=self._noise, more=self.horizon)
@@ -108,6 +125,7 @@ class TokenWindows:
     def state_dict(self) -> dict[str, Any]:
         return {
             "pool": [[each.start, list(each.written), list(each.own)] for each in self._pool],
+            "begun": self._begun,
             "choice": self._choice.get_state(),
             "noise": self._noise.get_state(),
             "episodes": self._episodes.state_dict(),
@@ -116,13 +134,11 @@ class TokenWindows:
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
         self._pool = [_Response(start, tuple(written), tuple(own)) for start, written, own in state["pool"]]
+        self._begun = state["begun"]
         self._choice.set_state(state["choice"])
         self._noise.set_state(state["noise"].cpu())
         self._episodes.load_state_dict(state["episodes"])
         load_states(self.pipeline, state["pipeline"])
-
-    def _starts(self, count: int) -> list[int]:
-        return torch.randint(self.world.num_starts or ENDLESS, (count,), generator=self._choice).tolist()
 
     def _finished(self, over: Sequence[_Response], outcome: Tensor) -> Trajectories:
         """The whole responses, with the returns of their tokens."""

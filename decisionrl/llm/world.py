@@ -22,7 +22,7 @@ from decisionrl.envs.text.tokenizer import encode
 from decisionrl.experience.episodes import Played, Task
 from decisionrl.experience.trajectories import NO_TOKEN
 from decisionrl.llm.examples import SolvedExamples
-from decisionrl.llm.generation import Engine, Generated, Temperature, generate
+from decisionrl.llm.generation import ContextLengthError, Engine, Generated, Temperature, generate
 from decisionrl.llm.record import Provenance
 from decisionrl.policies.language import LanguagePolicy
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 LogProbs = Literal["recomputed", "sampled"]
+
+CHECKED = 256
+"""Prompts that are tried out before a training begins."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,27 @@ class TextWorld:
             raise ValueError(f"{self.name}: prompt {start} is {text!r}, which has no token; valid: at least one")
         return tokens
 
+    def check(self, policy: LanguagePolicy) -> None:
+        """Raise what :meth:`play` would, for the first of the prompts, without playing.
+
+        Raises:
+            ValueError: a prompt is empty, or has a token that the model does not know, or log-probabilities as they
+                were sampled will not do.
+            ContextLengthError: a prompt and a response may be longer than the model can read.
+            UnknownCharacterError: the tokenizer cannot encode a prompt.
+        """
+        self._check_log_probs(policy)
+        several = range(CHECKED if self.num_starts is None else min(CHECKED, self.num_starts))
+        vocabulary = policy.head.out_features
+        for start in several:
+            tokens = self.prompt(start)
+            if (most := max(*tokens, self._end)) >= vocabulary:
+                raise ValueError(
+                    f"{self.name}: prompt {self.number(start)} has token {most}; valid: a tokenizer that belongs to "
+                    f"the model, which knows 0 to {vocabulary - 1}"
+                )
+            self._check_lengths(policy, [start], [len(tokens)], [self.max_tokens])
+
     def demonstration(self, start: int, generator: torch.Generator) -> tuple[list[int], list[bool]]:
         """The tokens of a correct response, with the end token, and which of them are the policy's own."""
         number = self.number(start)
@@ -151,16 +175,14 @@ class TextWorld:
         """
         if not tasks:
             raise ValueError("tasks is empty; valid: at least one episode")
-        if self.log_probs == "sampled" and policy.critic is not None:
-            raise ValueError("log_probs = 'sampled'; valid with a critic: 'recomputed'")
-        if self.log_probs == "sampled" and self.examples is not None and not self.examples.in_loss:
-            raise ValueError("log_probs = 'sampled'; valid with examples that are not in the loss: 'recomputed'")
+        self._check_log_probs(policy)
         limit = min(self.max_tokens, max_steps or self.max_tokens)
         new = [limit - each.played if more is None else min(more, limit - each.played) for each in tasks]
         texts = {start: self.prompt(start) for start in dict.fromkeys(each.seed for each in tasks)}
         prompts = [texts[each.seed] for each in tasks]
-        shown = self._shown(tasks, texts)
+        shown = self._shown(policy, tasks, texts)
         asked = [shown.get(each.seed, []) + texts[each.seed] + _tokens(each.prefix) for each in tasks]
+        self._check_lengths(policy, [each.seed for each in tasks], [*map(len, asked)], new)
         context, allowed = padded(asked).to(self.device), torch.tensor(new, device=self.device)
         request = asked, new, _moment(policy, generator)
         attempt, self._unrewarded = self._unrewarded, None
@@ -189,15 +211,35 @@ class TextWorld:
             extras={**played.extras, "provenance": hinted * int(Provenance.HINTED)},
         )
 
-    def _shown(self, tasks: Sequence[Task], texts: Mapping[int, list[int]]) -> dict[int, list[int]]:
-        """The examples in front of each start's prompt."""
+    def _shown(
+        self, policy: LanguagePolicy, tasks: Sequence[Task], texts: Mapping[int, list[int]]
+    ) -> dict[int, list[int]]:
+        """The examples in front of each start's prompt, as far as the model can read them."""
         if self.examples is None:
             return {}
-        asked = Counter(each.seed for each in tasks)
-        return {
-            start: self.examples.before(self.number(start), texts[start], responses=responses)
-            for start, responses in asked.items()
-        }
+        shown = {}
+        for start, responses in Counter(each.seed for each in tasks).items():
+            text = texts[start]
+            room = None if policy.context is None else policy.context - len(text) - self.max_tokens
+            shown[start] = self.examples.before(self.number(start), text, responses=responses, room=room)
+        return shown
+
+    def _check_log_probs(self, policy: LanguagePolicy) -> None:
+        if self.log_probs == "sampled" and policy.critic is not None:
+            raise ValueError("log_probs = 'sampled'; valid with a critic: 'recomputed'")
+        if self.log_probs == "sampled" and self.examples is not None and not self.examples.in_loss:
+            raise ValueError("log_probs = 'sampled'; valid with examples that are not in the loss: 'recomputed'")
+
+    def _check_lengths(
+        self, policy: LanguagePolicy, starts: Sequence[int], before: Sequence[int], after: Sequence[int]
+    ) -> None:
+        context = policy.context
+        for start, read, written in zip(starts, before, after, strict=True):
+            if context is not None and read + written > context:
+                raise ContextLengthError(
+                    f"{self.name}: prompt {self.number(start)} has {read} tokens, and a response up to {written}; "
+                    f"valid: at most {context} in all, which the model can read"
+                )
 
     def _heard(self, tasks: Sequence[Task], prompts: Sequence[Sequence[int]], played: Played) -> None:
         """Tell the examples what whole responses have earned."""
@@ -207,7 +249,7 @@ class TextWorld:
             [self.number(tasks[i].seed) for i in whole],
             [prompts[i] for i in whole],
             [played.action[i][played.steps[i]].tolist() for i in whole],
-            [played.outcome[i].item() for i in whole],
+            (played.outcome >= self.examples.success)[whole].tolist(),
         )
 
     def _write(

@@ -88,6 +88,10 @@ class KLPenalty:
     straight_through: bool = False
     weighted: bool = False
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.coefficient < float("inf"):
+            raise ValueError(f"kl_coefficient = {self.coefficient}; valid: a number >= 0")
+
     def __call__(self, terms: Terms) -> Tensor:
         extras = terms.batch.extras
         if "reference_log_prob" not in extras:

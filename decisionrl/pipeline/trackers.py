@@ -1,6 +1,6 @@
 """Advantages against what is remembered of a prompt or start (SPO, arXiv 2509.13232; DCPO, arXiv 2509.02333).
 
-Both remember numbers by ``start_id`` in tensors that grow with the largest id seen. Rows with start_id -1 are never
+Both remember numbers by ``start_id``, in tensors with a row for each that was seen. Rows with start_id -1 are never
 seen again: they are treated as on a first visit and not remembered.
 """
 
@@ -24,37 +24,48 @@ if TYPE_CHECKING:
 
 
 class Memory:
-    """A row of numbers for every id, float64; ``initial`` for an id that was never written."""
+    """A row of numbers for every id that was written, float64; ``initial`` for the others."""
 
     def __init__(self, *initial: float) -> None:
         self._initial = torch.tensor([initial], dtype=torch.float64)
+        self._ids = torch.zeros(0, dtype=torch.int64)  # ascending
         self._table = self._initial[:0]
 
     def read(self, ids: Int[Tensor, " n"]) -> tuple[Float[Tensor, " n"], ...]:
-        """The columns at these ids; the initial values at negative ones."""
-        self._cover(ids)
-        known = torch.where((ids >= 0).unsqueeze(1), self._table[ids.clamp(min=0)], self._initial.to(ids.device))
-        return known.unbind(1)
+        """The columns at these ids; the initial values at those never written, such as negative ones."""
+        self._move(ids.device)
+        # One row more, so that there is always one to look at.
+        rows = torch.cat([self._table, self._initial])
+        row = torch.searchsorted(self._ids, ids)
+        row = torch.where(self._written(ids, row), row, len(rows) - 1)
+        return rows[row].unbind(1)
 
     def write(self, ids: Int[Tensor, " n"], *columns: Float[Tensor, " n"]) -> None:
         """Set the columns at distinct ids of 0 or more."""
-        self._cover(ids)
-        self._table[ids] = torch.stack(columns, 1).to(self._table)
+        self._move(ids.device)
+        new = ids[~self._written(ids, torch.searchsorted(self._ids, ids))]
+        if len(new):
+            self._ids, order = torch.cat([self._ids, new]).sort()
+            self._table = torch.cat([self._table, self._initial.expand(len(new), -1)])[order]
+        self._table[torch.searchsorted(self._ids, ids)] = torch.stack(columns, 1).to(self._table)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The table."""
-        return {"table": self._table.clone()}
+        """The ids and the table."""
+        return {"ids": self._ids.clone(), "table": self._table.clone()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over a saved table."""
-        self._table = state["table"].clone()
+        self._ids, self._table = state["ids"].clone(), state["table"].clone()
 
-    def _cover(self, ids: Tensor) -> None:
-        """Have the table on the device of the ids, with a row for each of them and for 0."""
-        self._table = self._table.to(ids.device)
-        missing = int(torch.cat([ids, ids.new_zeros(1)]).max()) + 1 - len(self._table)
-        if missing > 0:
-            self._table = torch.cat([self._table, self._initial.to(ids.device).expand(missing, -1)])
+    def _written(self, ids: Tensor, row: Tensor) -> Tensor:
+        """Which ids are those of the rows where they would stand."""
+        if not len(self._ids):
+            return torch.zeros_like(ids, dtype=torch.bool)
+        return self._ids[row.clamp(max=len(self._ids) - 1)] == ids
+
+    def _move(self, device: torch.device) -> None:
+        self._ids, self._table = self._ids.to(device), self._table.to(device)
+        self._initial = self._initial.to(device)
 
 
 class SingleStream:

@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from decisionrl.policies.language import LanguagePolicy
     from decisionrl.recipes.language import Language
 
+OBJECT = "task:"
+"""Before the name of a text task that was given as an object, in a run's settings."""
+
 STARTS = 64
 """Of an endless number, where a recipe remembers each."""
 
@@ -156,16 +159,27 @@ class Control:
         for name in ("num_envs", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}; valid: a whole number >= 1")
+        if self.seed < 0:
+            raise ValueError(f"seed = {self.seed}; valid: a whole number >= 0")
+        if not 0 < self.adam_epsilon < float("inf"):
+            raise ValueError(f"adam_epsilon = {self.adam_epsilon}; valid: a positive number")
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate = {self.learning_rate}; valid: a positive number")
 
     @cached_property
     def language(self) -> Language | None:
         """The task and the model, where actions are tokens."""
+        if isinstance(self.env, str) and self.env.startswith(OBJECT):
+            raise ValueError(
+                f"env = {self.env!r}, which was given as an object; valid: the task itself, as in "
+                "load_run(directory, env=task)"
+            )
         if not (isinstance(self.env, TextTask) or (isinstance(self.env, str) and self.env.startswith(TEXT))):
             return None
         from decisionrl.recipes.language import Language
 
+        if isinstance(self.env, TextTask) and self.env_options:
+            raise ValueError(f"env_options = {self.env_options}; valid with a task that has been made: none")
         if self.recurrent:
             raise ValueError("recurrent = True; valid with text: False, a language model has a memory of its own")
         return Language(
@@ -293,10 +307,14 @@ class Control:
 
     def solved_examples(self, *, shown: int, success: float, in_loss: bool) -> Sequence[PipelineStep]:
         """XRPO's examples before prompts, as steps to stand in the pipeline; none unless the actions are tokens."""
+        if shown < 0:
+            raise ValueError(f"shown = {shown}; valid: a whole number >= 0")
         if self.language is None or not shown:
             return ()
         from decisionrl.llm.examples import SolvedExamples
 
+        if not in_loss and self.log_probs == "sampled":
+            raise ValueError("log_probs = 'sampled'; valid with shown_in_loss = False: 'recomputed'")
         examples = SolvedExamples(success=success, shown=shown, in_loss=in_loss)
         cast("TextWorld", self.world).examples = examples
         return (examples,)
@@ -333,7 +351,7 @@ class Control:
             ValueError: there is neither.
         """
         if given is None and self.language is not None:
-            given = self.language.task.best_reward
+            given = self.language.task.success
         if given is None and isinstance(self.env, str) and self.env in gymnasium.registry:
             given = gymnasium.spec(self.env).reward_threshold
         if given is None:
@@ -366,6 +384,8 @@ class Control:
         optimizer: by default :meth:`optimizer`. options: the recipe's own arguments, for the config. on_progress: told
         how far the training is.
         """
+        if minibatch is not None and minibatch < 1:
+            raise ValueError(f"minibatch = {minibatch}; valid: a whole number >= 1, or None")
         if options.get("group_size") == 1:
             raise ValueError(
                 "group_size = 1; valid: at least 2, since episodes of a group are compared with each other"
@@ -392,7 +412,7 @@ class Control:
     def _env_name(self) -> str:
         if isinstance(self.env, str):
             return self.env
-        return self.env.name if isinstance(self.env, TextTask) else env_name(self.env)
+        return OBJECT + self.env.name if isinstance(self.env, TextTask) else env_name(self.env)
 
     @property
     def _evaluator(self) -> Callable[..., dict[str, Any]] | None:

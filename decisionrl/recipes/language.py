@@ -15,7 +15,7 @@ from decisionrl.envs.text import make_task, split
 from decisionrl.envs.text.task import TextTask
 from decisionrl.evaluation.language import PassEvaluator
 from decisionrl.evaluation.results import config_hash
-from decisionrl.llm.warm_start import warm_started
+from decisionrl.llm.warm_start import no_alphabet, warm_started
 from decisionrl.llm.world import LogProbs, TextWorld
 from decisionrl.policies.language import LanguagePolicy
 from decisionrl.policies.language_models import load_model
@@ -25,6 +25,9 @@ from decisionrl.seeding import generator
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SEVERAL = 512
+"""Prompts by which tasks are told apart."""
 
 CACHE = "DECISIONRL_CACHE"
 """The environment variable that names the folder of warm-started models; by default ~/.cache/decisionrl."""
@@ -70,6 +73,15 @@ class Language:
     seed: int
     device: str
 
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "lora_rank"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                asked = "max_steps" if name == "max_tokens" else name
+                raise ValueError(f"{asked} = {value}; valid: a whole number >= 1, or None")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"held_out = {self.held_out}; valid: from 0 to below 1")
+
     @cached_property
     def task(self) -> TextTask:
         return make_task(self.env, **self.env_options) if isinstance(self.env, str) else self.env
@@ -83,6 +95,16 @@ class Language:
         """The numbers of those to train on, and of those to measure on; None: all."""
         if not self.held_out:
             return None, None
+        if self.task.num_prompts is None:
+            raise ValueError(
+                f"held_out = {self.held_out}; valid with {self.task.name}: 0, there is no end of its prompts and those "
+                "that are measured on were hardly ever trained on"
+            )
+        if not 0 < round((1 - self.held_out) * self.task.num_prompts) < self.task.num_prompts:
+            raise ValueError(
+                f"held_out = {self.held_out} of {self.task.num_prompts} prompts; valid: a share that leaves prompts to "
+                "train on and to measure on"
+            )
         return split(self.task, train_share=1 - self.held_out)
 
     def world(self, num_envs: int, *, measured: bool = False) -> TextWorld:
@@ -98,8 +120,12 @@ class Language:
         )
 
     def policy(self, *, critic: bool) -> LanguagePolicy:
-        """The model as a policy."""
-        return LanguagePolicy(
+        """The model as a policy.
+
+        Raises:
+            ValueError: it does not fit the prompts; see :meth:`~decisionrl.llm.world.TextWorld.check`.
+        """
+        policy = LanguagePolicy(
             self._loaded[0],
             temperature=self.temperature,
             value="shared" if critic else None,
@@ -107,12 +133,15 @@ class Language:
             share_prompts=self.share_prompts,
             prefix_attention=self.prefix_attention,
         ).to(self.device)
+        for measured in (False, True) if self.held_out else (False,):
+            self.world(1, measured=measured).check(policy)
+        return policy
 
     def evaluator(self) -> PassEvaluator:
-        """Of the prompts to measure on; right is what earns the best reward, or 1 where that is unknown."""
-        best = self.task.best_reward
+        """Of the prompts to measure on; right is what the task says, or what earns 1 where that is unknown."""
+        success = self.task.success
         return PassEvaluator(
-            make_world=lambda: self.world(self.num_envs, measured=True), success=1.0 if best is None else best
+            make_world=lambda: self.world(self.num_envs, measured=True), success=1.0 if success is None else success
         )
 
     @cached_property
@@ -128,7 +157,36 @@ class Language:
     def _directory(self) -> Path:
         if self.model is not None:
             return Path(self.model)
-        folder = Path(os.environ.get(CACHE, "~/.cache/decisionrl")).expanduser()
-        made = {"options": dict(self.env_options), "held_out": self.held_out, "seed": self.seed}
+        folder = _cache()
+        task = {"options": dict(self.env_options)} if isinstance(self.env, str) else {"task": _content(self.task)}
+        made = {**task, "held_out": self.held_out, "seed": self.seed}
         name = f"{self.task.name.rpartition('/')[2]}-{config_hash(made)}"
         return warm_started(self.task, folder / name, seed=self.seed, prompts=self.prompts[0])
+
+
+def _cache() -> Path:
+    """The folder of warm-started models, made if need be."""
+    folder = Path(os.environ.get(CACHE, "~/.cache/decisionrl")).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{CACHE} = {str(folder)!r}: {error.strerror}; valid: a folder for small models") from error
+    return folder
+
+
+def _content(task: TextTask) -> dict[str, Any]:
+    """What tells a task from others that a warm start can learn: prompts, right answers, and what others are worth."""
+    if task.alphabet is None:
+        raise no_alphabet(task)
+    several = range(SEVERAL if task.num_prompts is None else min(SEVERAL, task.num_prompts))
+    draws = generator(0, "demonstrations")
+    answers = [task.demonstration(index, draws) for index in several]
+    return {
+        "class": f"{type(task).__module__}.{type(task).__qualname__}",
+        "alphabet": task.alphabet,
+        "max_tokens": task.max_tokens,
+        "num_prompts": task.num_prompts,
+        "prompts": [task.prompt(index) for index in several],
+        "answers": answers,
+        "unfinished": task.rewards(list(several), [answer[:-1] for answer in answers]),
+    }

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec
 from decisionrl.envs.text import make_task
 from decisionrl.envs.text.task import TextTask
 from decisionrl.experiment import Experiment
+from decisionrl.recipes.signatures import check_choices
 
 P = ParamSpec("P")
 
@@ -168,10 +169,12 @@ def preset(recipe: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def tuned(recipe: Callable[P, Experiment]) -> Callable[P, Experiment]:
-    """Let a recipe begin from the preset of its environment; arguments that are given take precedence."""
+    """Let a recipe begin from the preset of its environment; arguments that are given take precedence, and are refused
+    where they are none of the values that there are."""
 
     @functools.wraps(recipe)
     def with_preset(*args: P.args, **kwargs: P.kwargs) -> Experiment:
+        check_choices(recipe, kwargs)
         return recipe(*args, **{**preset(recipe.__name__, kwargs), **kwargs})
 
     return with_preset

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from decisionrl import checkpoint, run
 from decisionrl.experiment import Experiment
 from decisionrl.recipes import recipe
+from decisionrl.recipes.signatures import parameters
 
 
 def load_run(directory: Path | str, **changes: Any) -> Experiment:
@@ -60,15 +60,3 @@ def own_arguments(function: Callable[..., Any], config: dict[str, Any]) -> dict[
     """Of a run's settings those that its recipe was called with."""
     known = parameters(function)
     return {key: value for key, value in config.items() if key in known}
-
-
-def parameters(function: Callable[..., Any]) -> dict[str, Any]:
-    """The keyword arguments of a recipe and their types, those of ``**common: Unpack[...]`` among them."""
-    hints = get_type_hints(function)
-    found: dict[str, Any] = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
-            found |= get_type_hints(get_args(hints[name])[0])
-        else:
-            found[name] = hints[name]
-    return found

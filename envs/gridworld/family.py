@@ -111,6 +111,12 @@ def check_split(train_share: float, shuffle: str) -> None:
         raise ValueError(f"shuffle = {shuffle!r}; valid: {', '.join(get_args(Shuffle))}")
 
 
+def check_flag(field: str, value: object) -> None:
+    """Raise ValueError unless the value is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{field} = {value!r}; valid: True, False")
+
+
 def check_whole(field: str, value: int, least: int) -> None:
     """Raise ValueError unless the value is a whole number of at least ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:

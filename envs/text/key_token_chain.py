@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from decisionrl.envs.gridworld.family import check_whole
+from decisionrl.envs.gridworld.family import check_flag, check_whole
 from decisionrl.envs.text.task import TextTaskDefaults, checked_index
 
 
@@ -36,6 +36,7 @@ class KeyTokenChain(TextTaskDefaults):
     best_reward = 1.0
 
     def __post_init__(self) -> None:
+        check_flag("partial_credit", self.partial_credit)
         check_whole("length", self.length, 1)
         check_whole("keys", self.keys, 1)
         if self.keys > self.length:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from decisionrl.envs.gridworld.family import check_whole
+from decisionrl.envs.gridworld.family import check_flag, check_whole
 from decisionrl.envs.text.task import TextTaskDefaults, checked_index, random_numbers
 
 
@@ -55,6 +55,8 @@ class ModChain(TextTaskDefaults):
     best_reward = 1.0
 
     def __post_init__(self) -> None:
+        check_flag("rulebook", self.rulebook)
+        check_flag("steps", self.steps)
         check_whole("modulus", self.modulus, 2)
         check_whole("min_length", self.min_length, 1)
         check_whole("max_length", self.max_length, self.min_length)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +32,9 @@ RewardFunction = Callable[..., Sequence[float | None]]
 
 _NOT_COLUMNS = ("prompt", "completion", "completion_ids")
 """Columns of the rows that reward functions do not get under their names."""
+
+LARGEST = torch.finfo(torch.float32).max
+"""Rewards are float32."""
 
 _ARGUMENTS = ("prompts", "completions")
 """What reward functions get anyway, so that no column can be called so."""
@@ -66,11 +69,15 @@ def read_prompts(path: str | Path) -> list[dict[str, Any]]:
         FileNotFoundError: there is no such file.
     """
     rows: list[dict[str, Any]] = []
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
+    with open(path, "rb") as file:
+        for number, read in enumerate(file, start=1):
+            where = f"{path}, line {number}"
+            try:
+                line = read.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise PromptError(f"{where}: {error}; valid: UTF-8") from error
             if not line.strip():
                 continue
-            where = f"{path}, line {number}"
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
@@ -119,10 +126,15 @@ class PromptTask(TextTaskDefaults):
 
     def __post_init__(self) -> None:
         check_whole("max_tokens", self.max_tokens, 1)
+        if isinstance(self.rows, Mapping) or not (hasattr(self.rows, "__len__") and hasattr(self.rows, "__getitem__")):
+            kind = type(self.rows).__name__
+            raise PromptError(f"{self.name}: rows is a {kind}; valid: a list of dicts, or a datasets.Dataset")
         if not len(self.rows):
             raise PromptError(f"{self.name}: rows is empty; valid: at least one prompt")
         if taken := [column for column in self.row(0) if column in _ARGUMENTS]:
             raise PromptError(f"{self.name} has a column {taken[0]}; valid: other names than {', '.join(_ARGUMENTS)}")
+        if not isinstance(self.reward_functions, Sequence):
+            raise ValueError(f"reward_functions = {self.reward_functions!r}; valid: a list of functions")
         if not self.reward_functions:
             raise ValueError("reward_functions is empty; valid: at least one function")
         for function in self.reward_functions:
@@ -232,13 +244,14 @@ def _check_prompt(row: Mapping[str, Any], where: str) -> None:
 def _scores(function: RewardFunction, arguments: Mapping[str, list[Any]], indices: Sequence[int]) -> list[float | None]:
     name = _name(function)
     try:
-        returned = function(**arguments)
+        returned: Any = function(**arguments)
+        ordered = isinstance(returned, Iterable) and not isinstance(returned, Mapping | Set)
+        rewards = list(returned) if ordered else None
     except Exception as error:
         rows = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
         raise RewardFunctionError(f"{name}, rows {rows}: {type(error).__name__}: {error}") from error
-    if not isinstance(returned, Iterable):
+    if rewards is None:
         raise RewardFunctionError(f"{name} returned {returned!r}; valid: a list with a reward for each row")
-    rewards = list(returned)
     if len(rewards) != len(indices):
         raise RewardFunctionError(
             f"{name} returned {len(rewards)} rewards for {len(indices)} rows, from {indices[0]} on"
@@ -251,8 +264,10 @@ def _score(value: Any, name: str, index: int) -> float | None:
         return None
     if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1):
         value = value.item()
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise RewardFunctionError(f"{name} returned {value!r} for row {index}; valid: a finite number, or None")
+    if not isinstance(value, int | float) or not abs(value) <= LARGEST:
+        raise RewardFunctionError(
+            f"{name} returned {value!r} for row {index}; valid: a finite number of float32, or None"
+        )
     return float(value)
 
 

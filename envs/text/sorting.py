@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from decisionrl.envs.gridworld.family import check_whole
+from decisionrl.envs.gridworld.family import check_flag, check_whole
 from decisionrl.envs.text.task import TextTaskDefaults, checked_index, random_numbers
 
 
@@ -34,6 +34,7 @@ class Sorting(TextTaskDefaults):
     best_reward = 1.0
 
     def __post_init__(self) -> None:
+        check_flag("partial_credit", self.partial_credit)
         check_whole("min_digits", self.min_digits, 1)
         check_whole("max_digits", self.max_digits, self.min_digits)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,10 +67,16 @@ class StopVote(TextTaskDefaults):
     triggers = "T"
 
     def __post_init__(self) -> None:
-        if not self.deltas or not all(0.001 <= delta <= 0.5 for delta in self.deltas):
+        several = isinstance(self.deltas, Sequence) and len(self.deltas) and all(map(_is_number, self.deltas))
+        if not several or not all(0.001 <= delta <= 0.5 for delta in self.deltas):
             raise ValueError(f"deltas = {self.deltas}; valid: at least one, each in [0.001, 0.5]")
         check_whole("cap", self.cap, 1)
         _check_cost(self.cost)
+
+    @property
+    def success(self) -> float:
+        """Below what the right answer earns after all observations (where that is above 0, which a wrong one may)."""
+        return max(1 - self.cost * (self.cap + 0.5), _TIE)
 
     @property
     def max_tokens(self) -> int:
@@ -177,5 +184,9 @@ def _check_delta(delta: float) -> None:
 
 
 def _check_cost(cost: float) -> None:
-    if not 0 <= cost < np.inf:
-        raise ValueError(f"cost = {cost}; valid: a number >= 0")
+    if not (_is_number(cost) and 0 <= cost < np.inf):
+        raise ValueError(f"cost = {cost!r}; valid: a number >= 0")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

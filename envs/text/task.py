@@ -32,6 +32,7 @@ class TextTask(Protocol):
             the environment says in between, are counted.
         num_prompts: indices are 0, ..., num_prompts - 1; None if any whole number >= 0 is one.
         best_reward: no response is worth more; None where that is unknown.
+        success: the reward from which a response is right; None where that is unknown.
         triggers: after one of these characters, written by the policy, the environment appends ``reply`` to the
             response. Empty where it never speaks.
     """
@@ -50,6 +51,9 @@ class TextTask(Protocol):
 
     @property
     def best_reward(self) -> float | None: ...
+
+    @property
+    def success(self) -> float | None: ...
 
     @property
     def triggers(self) -> str: ...
@@ -78,10 +82,16 @@ class TextTask(Protocol):
 
 
 class TextTaskDefaults(ABC):
-    """The members of a :class:`TextTask` that most tasks share: the environment never speaks, and each response is
-    judged on its own."""
+    """The members of a :class:`TextTask` that most tasks share: the environment never speaks, each response is judged
+    on its own, and right is what earns the best reward."""
 
     triggers = ""
+
+    best_reward: float | None
+
+    @property
+    def success(self) -> float | None:
+        return self.best_reward
 
     @abstractmethod
     def reward(self, index: int, response: str, /) -> float: ...

@@ -37,7 +37,7 @@ from decisionrl.experience.history_windows import HistoryWindows
 from decisionrl.pipeline.history_filter import HistoryFilter
 from decisionrl.recipes import recipe
 from decisionrl.recipes.in_context import ONE_EPISODE, InContextOptions
-from decisionrl.recipes.saved import parameters
+from decisionrl.recipes.signatures import parameters
 from decisionrl.recording.histories import HistoryPlan, histories
 from decisionrl.recording.tabular_sources import random_streams
 from decisionrl.seeding import generator

@@ -148,13 +148,13 @@ def test_a_function_that_raises_is_named_and_its_error_kept() -> None:
         ([1.0], "faulty returned 1 rewards for 2 rows, from 2 on"),
         (None, "faulty returned None; valid: a list with a reward for each row"),
         (1.0, "faulty returned 1.0; valid: a list"),
-        ([1.0, math.nan], "faulty returned nan for row 0; valid: a finite number, or None"),
+        ([1.0, math.nan], "faulty returned nan for row 0; valid: a finite number of float32, or None"),
         ([1.0, -math.inf], "faulty returned -inf for row 0"),
         ([1.0, "0.5"], "faulty returned '0.5' for row 0"),
         ([[1.0], 0.5], r"faulty returned \[1.0\] for row 2"),
         (np.ones((2, 2)), "faulty returned array.* for row 2"),
         (torch.tensor([0.0, math.nan]), "faulty returned nan for row 0"),
-        ({"a": 1.0, "b": 2.0}, "faulty returned 'a' for row 2"),
+        ({"a": 1.0, "b": 2.0}, "faulty returned {'a': 1.0, 'b': 2.0}; valid: a list"),
     ],
 )
 def test_what_is_no_reward_is_named_with_its_row(returned: object, message: str) -> None:

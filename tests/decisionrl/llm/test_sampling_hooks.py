@@ -47,19 +47,19 @@ def test_only_prompts_that_failed_are_shown_examples() -> None:
     examples = SolvedExamples(success=1.0, shown=2)
     prompts = {0: [5, 6, 7], 1: [5, 6, 8], 2: [9, 9, 9], 3: [6, 7, 5, 6]}
     assert examples.before(0, prompts[0]) == []
-    examples.heard([0, 1, 2, 3], list(prompts.values()), [[1], [2], [3], [4]], [0.0, 1.0, 1.0, 1.0])
+    examples.heard([0, 1, 2, 3], list(prompts.values()), [[1], [2], [3], [4]], [False, True, True, True])
     # prompt 3 shares the pairs 56 and 67 of 56, 67, 75; prompt 1 shares 56 of 56, 67, 68; prompt 2 none
     assert examples.before(0, prompts[0]) == [5, 6, 8, 2, 6, 7, 5, 6, 4]
     assert examples.before(1, prompts[1]) == []
-    examples.heard([0, 0], [prompts[0]] * 2, [[1], [9]], [0.0, 1.0])
+    examples.heard([0, 0], [prompts[0]] * 2, [[1], [9]], [False, True])
     assert examples.before(0, prompts[0]) == [], "it was solved"
     step = examples(batch([[1.0]]))
     assert float(step.metrics["seeded"]) == pytest.approx(1 / 4)
-    examples.heard([1], [prompts[1]], [[7]], [1.0])
-    examples.heard([1, 1], [prompts[1]] * 2, [[7]] * 2, [0.0, 0.0])
+    examples.heard([1], [prompts[1]], [[7]], [True])
+    examples.heard([1, 1], [prompts[1]] * 2, [[7]] * 2, [False, False])
     assert examples.before(1, prompts[1]) == [], "one of its responses in this batch was right"
     examples(batch([[1.0]]))
-    examples.heard([1], [prompts[1]], [[7]], [0.0])
+    examples.heard([1], [prompts[1]], [[7]], [False])
     assert examples.before(1, prompts[1])[-4:] == [5, 6, 7, 9], "and is an example now"
     assert float(examples(batch([[1.0]])).metrics["seeded"]) == 1
     assert float(examples(batch([[1.0]])).metrics["seeded"]) == 0
@@ -71,8 +71,8 @@ def test_only_prompts_that_failed_are_shown_examples() -> None:
 
 def test_what_does_not_fit_is_left_out() -> None:
     examples = SolvedExamples(success=1.0, shown=2, longest=4, capacity=2)
-    examples.heard([0, 1, 2], [[5, 6, 7], [5, 6], [5, 6, 7, 8]], [[1], [2], [3]], [1.0, 1.0, 1.0])
-    examples.heard([3], [[5, 6, 7]], [[9]], [0.0])
+    examples.heard([0, 1, 2], [[5, 6, 7], [5, 6], [5, 6, 7, 8]], [[1], [2], [3]], [True, True, True])
+    examples.heard([3], [[5, 6, 7]], [[9]], [False])
     assert examples.before(3, [5, 6, 7]) == [5, 6, 2], "0 was the oldest, and 2 is too long"
 
 

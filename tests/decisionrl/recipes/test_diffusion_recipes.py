@@ -35,7 +35,7 @@ from decisionrl.policies.diffusion_unet import DiffusionUnet
 from decisionrl.recipes import ON_DEMONSTRATIONS, metadata, recipe
 from decisionrl.recipes.offline import cosine
 from decisionrl.recipes.offline_presets import DEMONSTRATIONS, offline_preset
-from decisionrl.recipes.saved import parameters
+from decisionrl.recipes.signatures import parameters
 from decisionrl.trainer import Trainer
 
 TINY: dict[str, Any] = {

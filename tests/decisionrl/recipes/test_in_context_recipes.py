@@ -31,7 +31,8 @@ from decisionrl.policies.in_context import InContextPolicy, PlanningPolicy
 from decisionrl.recipes import ON_HISTORIES, metadata, recipe
 from decisionrl.recipes.in_context import SMALL
 from decisionrl.recipes.offline import cosine
-from decisionrl.recipes.saved import load_run, parameters
+from decisionrl.recipes.saved import load_run
+from decisionrl.recipes.signatures import parameters
 from decisionrl.run import FINAL
 from decisionrl.seeding import generator
 from decisionrl.trainer import Trainer

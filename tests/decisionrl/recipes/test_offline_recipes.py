@@ -37,7 +37,7 @@ from decisionrl.policies.hindsight import HUMAN, REFERENCE, SMALL, HindsightPoli
 from decisionrl.recipes import ON_RECORDED_DATA, metadata, recipe
 from decisionrl.recipes.offline import Offline, check_spaces, rising
 from decisionrl.recipes.offline_presets import CLONES, LABS, MUJOCO, offline_preset
-from decisionrl.recipes.saved import parameters
+from decisionrl.recipes.signatures import parameters
 from decisionrl.trainer import Trainer
 
 TINY = {

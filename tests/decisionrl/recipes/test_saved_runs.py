@@ -11,7 +11,8 @@ import torch
 from decisionrl.callbacks import Checkpoint
 from decisionrl.checkpoint import CheckpointError, save_weights
 from decisionrl.recipes import recipe
-from decisionrl.recipes.saved import load_run, parameters
+from decisionrl.recipes.saved import load_run
+from decisionrl.recipes.signatures import parameters
 from decisionrl.run import FINAL, RunError
 from decisionrl.trainer import Trainer
 

@@ -19,6 +19,7 @@ from decisionrl.envs.copies import Copies
 from decisionrl.envs.gymnasium import InventorySingleEnv
 from decisionrl.envs.inventory.world import InventoryWorld
 from decisionrl.envs.registration import WORLDS
+from decisionrl.envs.text import TASKS
 from decisionrl.envs.vector_world import VectorWorld
 from decisionrl.envs.world import EnvironmentFault, World, check_space
 
@@ -26,7 +27,7 @@ EnvLike = str | Path | Callable[..., gymnasium.Env[Any, Any]] | VectorEnv[Any, A
 """A Gymnasium id, ``"module:Class"``, ``"module:Id-v0"``, a function or class that makes a ``gymnasium.Env``, a
 ``VectorEnv``, or an inventory setting: ``"inventory/NAME"`` or the path of a TOML file."""
 
-INVENTORY = "inventory/"
+INVENTORY, TEXT = "inventory/", "text/"
 
 
 class EnvironmentNameError(ValueError):
@@ -128,7 +129,8 @@ def _check_id(env: str) -> None:
     try:
         gymnasium.spec(env)
     except gymnasium.error.Error as error:
-        raise EnvironmentNameError(f"env = {env!r}: {error} Valid: a Gymnasium id, or module:Class") from None
+        meant = f"did you mean {TEXT + env!r}? " if TEXT + env in TASKS else ""
+        raise EnvironmentNameError(f"env = {env!r}: {error} {meant}Valid: a Gymnasium id, or module:Class") from None
 
 
 def _setting(env: EnvLike) -> str | Path | None:

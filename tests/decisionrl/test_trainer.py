@@ -201,6 +201,22 @@ def test_interrupt_finishes_the_step_and_saves(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    class Interrupt(Callback):
+        def on_step(self, trainer: Trainer) -> None:
+            if trainer.step == 4:
+                signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        trainer = Trainer(experiment(100), callbacks=[Interrupt()])
+        trainer.fit(50)
+        assert (trainer.step, trainer.stop_reason) == (50, None)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_arguments_are_checked() -> None:
     made = experiment(5)
     with pytest.raises(ValueError, match="source"):

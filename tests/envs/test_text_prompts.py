@@ -154,6 +154,10 @@ def test_a_function_that_raises_is_named_and_its_error_kept() -> None:
         ([[1.0], 0.5], r"faulty returned \[1.0\] for row 2"),
         (np.ones((2, 2)), "faulty returned array.* for row 2"),
         (torch.tensor([0.0, math.nan]), "faulty returned nan for row 0"),
+        ([1.0, 1e300], r"faulty returned 1e\+300 for row 0; valid: a finite number of float32, or None"),
+        ([1.0, 10**400], r"faulty returned 10+ for row 0"),
+        ({1.0, 2.0}, "faulty returned {1.0, 2.0}; valid: a list"),
+        ((1 / number for number in (1, 0)), "faulty, rows 2, 0: ZeroDivisionError: division by zero"),
         ({"a": 1.0, "b": 2.0}, "faulty returned {'a': 1.0, 'b': 2.0}; valid: a list"),
     ],
 )

@@ -1,17 +1,21 @@
 """Every recipe on environments trains a language model, by the same function that trains a controller."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from decisionrl.envs.text import TextTask, make_task
+from decisionrl.checkpoint import save_weights
+from decisionrl.envs.text import TextTask, TextTaskDefaults, make_task
 from decisionrl.llm.warm_start import warm_started
 from decisionrl.pipeline.weights import ConflictWeights
 from decisionrl.policies.language import LanguagePolicy
 from decisionrl.recipes import ON_ENVIRONMENTS, recipe
 from decisionrl.recipes.presets import preset
+from decisionrl.recipes.saved import load_run
+from decisionrl.run import FINAL
 from decisionrl.trainer import Trainer
 
 pytest.importorskip("transformers")
@@ -92,6 +96,73 @@ def test_presets_of_tppo_have_windows_as_long_as_responses() -> None:
     assert preset("tppo", {"env": "text/key-token-chain", "max_steps": 20})["horizon"] == 20
 
 
+@dataclass(frozen=True)
+class Doubling(TextTaskDefaults):
+    """``3=`` is answered by ``3`` ``factor`` times."""
+
+    factor: int = 2
+
+    name = "doubling"
+    alphabet = "0123456789="
+    num_prompts = 10
+    best_reward = 1.0
+
+    @property
+    def max_tokens(self) -> int:
+        return self.factor + 1
+
+    def prompt(self, index: int, /) -> str:
+        return f"{index}="
+
+    def reward(self, index: int, response: str, /) -> float:
+        return float(response == str(index) * self.factor)
+
+    def demonstration(self, index: int, generator: torch.Generator, /) -> str:
+        return str(index) * self.factor
+
+
+def test_small_models_of_tasks_of_ones_own_are_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DECISIONRL_CACHE", str(tmp_path / "models"))
+
+    def kept() -> int:
+        return len(list((tmp_path / "models").iterdir()))
+
+    once = recipe("grpo")(env=Doubling(factor=1))
+    assert kept() == 1
+    twice = recipe("grpo")(env=Doubling(factor=2))
+    assert kept() == 2
+    recipe("rloo")(env=Doubling(factor=2))
+    assert kept() == 2
+    assert once.evaluate is not None
+    assert twice.evaluate is not None
+    assert once.evaluate(once.policy)["pass_1"] > 0.15
+    assert twice.evaluate(twice.policy)["pass_1"] > 0.15
+
+
+def test_a_run_on_a_task_of_ones_own_is_loaded_with_the_task(model: Path, tmp_path: Path) -> None:
+    task = make_task(TASK, modulus=5)
+    arguments = {"env": task, "model": str(model), "groups": 2, "group_size": 2, "num_envs": 4}
+    experiment = recipe("grpo")(**arguments)
+    trainer = Trainer(experiment, out=tmp_path / "run")
+    trainer.fit(8)
+    save_weights(experiment.policy, tmp_path / "run" / FINAL)
+    with pytest.raises(ValueError, match=r"env = 'task:text/modular-addition'.*load_run\(directory, env=task\)"):
+        load_run(tmp_path / "run")
+    loaded = load_run(tmp_path / "run", env=task)
+    assert loaded.source.world.num_starts == 25
+    for one, two in zip(loaded.policy.parameters(), experiment.policy.parameters(), strict=True):
+        assert torch.equal(one, two)
+    with pytest.raises(ValueError, match=r"env_options = {'modulus': 7}; valid with a task that has been made: none"):
+        recipe("grpo")(**arguments, env_options={"modulus": 7})
+
+
+def test_a_folder_of_models_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("DECISIONRL_CACHE", str(tmp_path / "file" / "models"))
+    with pytest.raises(ValueError, match=r"DECISIONRL_CACHE = '.*models': Not a directory; valid: a folder"):
+        recipe("grpo")(env=TASK)
+
+
 def test_gtpo_takes_equal_tokens_for_equal_steps_on_text(model: Path) -> None:
     experiment = recipe("gtpo")(env=TASK, env_options=OPTIONS, model=str(model), groups=2, group_size=2)
     (conflicts,) = (step for step in experiment.source.pipeline if isinstance(step, ConflictWeights))
@@ -106,6 +177,20 @@ def test_gtpo_takes_equal_tokens_for_equal_steps_on_text(model: Path) -> None:
     [
         ({"groups": 2, "group_size": 1}, "group_size = 1; valid: at least 2"),
         ({"model": "nowhere"}, "model = 'nowhere': nowhere is no directory; valid: a directory as save_pretrained"),
+        ({"supervision": "steps"}, "supervision = 'steps'; valid: outcome, process"),
+        ({"kl_coefficient": -0.1}, r"kl_coefficient = -0\.1; valid: a number >= 0"),
+        ({"minibatch": 0}, "minibatch = 0; valid: a whole number >= 1, or None"),
+        ({"max_steps": 0}, "max_steps = 0; valid: a whole number >= 1, or None"),
+        ({"lora_rank": 0}, "lora_rank = 0; valid: a whole number >= 1, or None"),
+        ({"held_out": 1.0}, r"held_out = 1\.0; valid: from 0 to below 1"),
+        ({"held_out": 0.001}, r"held_out = 0\.001 of 49 prompts; valid: a share that leaves prompts to train on"),
+        ({"env": "text/sorting", "env_options": {}, "held_out": 0.1}, r"held_out = 0\.1; valid with text/sorting: 0"),
+        ({"env_options": {"modulus": 7, "rest": 1}}, "has no option 'rest'"),
+        ({"seed": -1}, "seed = -1; valid: a whole number >= 0"),
+        ({"prefix_attention": "flex"}, "prefix_attention = 'flex'; valid without share_prompts: 'sdpa'"),
+        ({"max_steps": 200}, "prompt 0 has 4 tokens, and a response up to 200; valid: at most 66 in all"),
+        ({"env": "text/sorting", "env_options": {}}, "character '>' at position . of '.*>' has no token; valid: "),
+        ({"env": "modular-addition"}, "did you mean 'text/modular-addition'"),
     ],
 )
 def test_a_wrong_argument_is_named(model: Path, arguments: dict[str, Any], message: str) -> None:

@@ -12,11 +12,12 @@ from torch import Tensor
 from decisionrl.envs.text import TextTaskDefaults, make_task
 from decisionrl.envs.text.prompts import PromptTask, RewardFunctionError
 from decisionrl.envs.text.tokenizer import character_tokenizer, encode
+from decisionrl.evaluation.language import PassEvaluator
 from decisionrl.experience.branching import Tree
 from decisionrl.experience.episodes import EpisodeSource, Played, Task, evaluated, play
 from decisionrl.experience.trajectories import joined
 from decisionrl.llm.examples import SolvedExamples
-from decisionrl.llm.generation import Generated, generate
+from decisionrl.llm.generation import ContextLengthError, Generated, generate
 from decisionrl.llm.record import Provenance
 from decisionrl.llm.responses import Demonstrations, responses
 from decisionrl.llm.warm_start import warm_start, warm_started
@@ -372,6 +373,104 @@ def test_a_reward_function_that_fails_does_not_lose_the_responses() -> None:
     assert torch.equal(failing.sample().action, wanted.sample().action)
 
 
+def test_windows_of_a_reward_function_that_fails_are_written_once() -> None:
+    broken = False
+
+    def sometimes(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        if broken:
+            raise TimeoutError("no sandbox")
+        return [float("b" in each) for each in completions]
+
+    def source() -> TokenWindows:
+        task = PromptTask(rows=[{"prompt": each} for each in ("ab", "cb", "a")], reward_functions=[sometimes])
+        policy = LanguagePolicy(tiny_model(len(TOKENIZER), width=16, heads=2, generator=rng()), value="shared")
+        return TokenWindows(TextWorld(task, TOKENIZER, num_envs=4, max_tokens=4), policy, horizon=2)
+
+    wanted, failing = source(), source()
+    for _ in range(4):
+        expected = wanted.sample()
+        broken = True
+        with pytest.raises(RewardFunctionError, match="TimeoutError: no sandbox"):
+            failing.sample()
+        broken = False
+        again = failing.sample()
+        assert torch.equal(again.action, expected.action)
+        assert torch.equal(again.reward, expected.reward)
+
+
+def test_windows_meet_every_prompt_before_any_again() -> None:
+    policy = LanguagePolicy(tiny_model(len(TOKENIZER), width=16, heads=2, context=32, generator=rng()), value="shared")
+    begun: list[int] = []
+
+    class Noted(TextWorld):
+        def play(self, policy: Any, tasks: Any, **options: Any) -> Any:
+            begun.extend(task.seed for task in tasks if not task.played)
+            return super().play(policy, tasks, **options)
+
+    source = TokenWindows(Noted(Echo(), TOKENIZER, num_envs=3), policy, horizon=6, seed=1)
+    for _ in range(5):
+        source.sample()
+    turns = [begun[at : at + 5] for at in (0, 5, 10)]
+    assert [sorted(turn) for turn in turns] == [[0, 1, 2, 3, 4]] * 3
+    assert len({tuple(turn) for turn in turns}) > 1
+
+
+def test_a_world_is_checked_before_it_is_played() -> None:
+    made, _ = world()
+    made.check(model())
+    small = LanguagePolicy(tiny_model(len(TOKENIZER), width=16, heads=2, context=10, generator=rng()))
+    message = "echo: prompt 4 has 5 tokens, and a response up to 6; valid: at most 10 in all"
+    with pytest.raises(ContextLengthError, match=message):
+        made.check(small)
+    with pytest.raises(ContextLengthError, match=message):
+        made.play(small, [Task(0), Task(4)], generator=None)
+    few = LanguagePolicy(tiny_model(len(TOKENIZER) - 1, width=16, heads=2, context=32, generator=rng()))
+    assert TOKENIZER.convert_tokens_to_ids("d") == 6
+    world(task=PromptTask(rows=[{"prompt": "abc"}], reward_functions=[len], max_tokens=4))[0].check(few)
+    task = PromptTask(rows=[{"prompt": "abc"}, {"prompt": "dab"}], reward_functions=[len], max_tokens=4)
+    with pytest.raises(
+        ValueError, match=r"prompt 1 has token 6; valid: a tokenizer that belongs to the model, .* 0 to 5"
+    ):
+        world(task=task)[0].check(few)
+    valued = LanguagePolicy(tiny_model(len(TOKENIZER), width=16, heads=2, context=32, generator=rng()), value="shared")
+    with pytest.raises(ValueError, match="log_probs = 'sampled'; valid with a critic: 'recomputed'"):
+        world(log_probs="sampled")[0].check(valued)
+
+
+def test_examples_leave_room_for_the_prompt_and_the_response() -> None:
+    for context, fits in ((11, True), (10, False)):
+        policy = LanguagePolicy(tiny_model(len(TOKENIZER), width=16, heads=2, context=context, generator=rng()))
+        made, engine = world(["b.", "aa.", "a."], task=Echo(), max_tokens=6, examples=SolvedExamples(success=1.0))
+        made.play(policy, [Task(0), Task(1)], generator=None)  # "a" is solved with b and the end: 3 tokens
+        made.play(policy, [Task(1)], generator=None)
+        shown = [*ids("ab"), END] if fits else []
+        assert engine.asked[-1]["context"].tolist() == [shown + ids("aa")]
+
+
+def test_right_is_what_earns_so_much_in_the_precision_of_the_rewards() -> None:
+    @dataclass(frozen=True)
+    class Worth(Echo):
+        best_reward = 0.7
+
+        def reward(self, index: int, response: str, /) -> float:
+            return 0.7 * super().reward(index, response)
+
+    task = Worth()
+    examples = SolvedExamples(success=0.7)
+    made, _ = world(["b.", "a."], task=task, examples=examples)
+    made.play(model(), [Task(0), Task(1)], generator=None)
+    assert examples._failed == {1}
+    evaluate = PassEvaluator(make_world=lambda: world(["b."] * 40, task=task)[0], success=0.7)
+    assert evaluate(model(), episodes=40)["pass_1"] == pytest.approx(0.2), "one of five prompts"
+
+
+def test_evaluations_have_as_many_responses_as_asked_for() -> None:
+    def evaluate(episodes: int) -> dict[str, Any]:
+        return PassEvaluator(make_world=lambda: TextWorld(Echo(), TOKENIZER), success=1.0)(model(), episodes=episodes)
+
+    assert [evaluate(asked)["episodes"] for asked in (2, 16, 40, 1000)] == [8, 16, 40, 1000]
+
+
 def test_reward_functions_see_the_tokens() -> None:
     seen = {}
 
@@ -397,6 +496,7 @@ def test_a_warm_start_reaches_its_target(tmp_path: Any) -> None:
     )
     assert shares[0] < 0.3
     assert shares[-1] == share >= 0.5
+    assert all((256 * share) % 1 for share in shares if share), "shares of 275 responses, as there are but 25 prompts"
     made = warm_started(task, tmp_path / "model", seed=0)
     assert made == tmp_path / "model" == warm_started(task, tmp_path / "model", seed=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]

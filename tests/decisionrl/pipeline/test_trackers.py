@@ -14,7 +14,7 @@ from decisionrl.learner import Update
 from decisionrl.pipeline import PipelineStep
 from decisionrl.pipeline.group_advantages import GroupNormalized
 from decisionrl.pipeline.returns import whitened
-from decisionrl.pipeline.trackers import SingleStream, SmoothStandardized
+from decisionrl.pipeline.trackers import Memory, SingleStream, SmoothStandardized
 from decisionrl.policies.evaluation import Evaluation
 
 
@@ -30,6 +30,19 @@ def first(step: PipelineStep, batch: Trajectories) -> list[float]:
 
 def value(step: SingleStream, prompt: int) -> float:
     return step.value(torch.tensor([prompt])).item()
+
+
+def test_a_large_id_takes_no_more_memory_than_a_small_one() -> None:
+    memory = Memory(0.5, 2.0)
+    memory.write(torch.tensor([2**60, 7]), torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0]))
+    memory.write(torch.tensor([9, 7]), torch.tensor([5.0, 6.0]), torch.tensor([7.0, 8.0]))
+    other = Memory(0.5, 2.0)
+    other.load_state_dict(memory.state_dict())
+    for each in (memory, other):
+        first, second = each.read(torch.tensor([-1, 7, 8, 9, 2**60, 2**61, 0]))
+        assert first.tolist() == [0.5, 6.0, 0.5, 5.0, 1.0, 0.5, 0.5]
+        assert second.tolist() == [2.0, 8.0, 2.0, 7.0, 3.0, 2.0, 2.0]
+        assert memory.state_dict()["table"].shape == (3, 2)
 
 
 def test_the_tracker_is_a_forgetting_beta_belief() -> None:

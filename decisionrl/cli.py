@@ -147,7 +147,8 @@ def train(
         options = {"env": env, "setting": setting, "data": data, "steps": steps, "seed": seed, "device": device}
         arguments = _arguments(recipe, function, options, assignments)
         _check_device(arguments.get("device", device))
-    experiment = _built(function, arguments)
+    with _messages("decisionrl.llm"):
+        experiment = _built(function, arguments)
     if out is None:
         out = _default_directory(experiment.config)
     _fit(experiment, out, resume=resume is not None, checkpoint_every=checkpoint_every)
@@ -542,6 +543,9 @@ def _print_result(result: Mapping[str, Any]) -> None:
         text += f"  exact, {low:.5g} to {high:.5g} over runs"
     if result.get("reference") is not None:
         text += f"\n{result['reference_kind']} reference {result['reference']:.5g}  gap {100 * result['gap']:.3f} %"
+    if "pass_1" in result:
+        rates = "  ".join(f"pass@{key[5:]} {value:.4g}" for key, value in result.items() if key.startswith("pass_"))
+        text += f"\n{rates}  mean length {result['mean_length']:.4g} tokens"
     if "normalized_score" in result:
         text += f"\nnormalized score {result['normalized_score']:.1f}"
         text += f"  95 % interval {result['score_low']:.1f} to {result['score_high']:.1f}  (0: random, 100: expert)"

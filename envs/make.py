@@ -126,10 +126,12 @@ def env_name(env: EnvLike) -> str:
 
 
 def _check_id(env: str) -> None:
+    if env.startswith(TEXT):
+        raise EnvironmentNameError(f"env = {env!r} is a text task; valid here: a Gymnasium id, or module:Class")
     try:
         gymnasium.spec(env)
     except gymnasium.error.Error as error:
-        meant = f"did you mean {TEXT + env!r}? " if TEXT + env in TASKS else ""
+        meant = f"Did you mean {TEXT + env!r}? " if TEXT + env in TASKS else ""
         raise EnvironmentNameError(f"env = {env!r}: {error} {meant}Valid: a Gymnasium id, or module:Class") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import warnings
@@ -23,6 +24,11 @@ from decisionrl.objectives.imitation import BehaviorCloning
 from decisionrl.policies.language import LanguagePolicy
 from decisionrl.policies.language_models import quietly, tiny_model
 from decisionrl.seeding import generator
+
+LOGGER = logging.getLogger(__name__)
+
+TOLD = 500
+"""Updates between messages."""
 
 PROMPT_TOKENS = 64
 """A prompt of as many tokens, without examples, can be read by every model of :func:`warm_started`."""
@@ -112,7 +118,9 @@ def warm_started(
     longest = max(PROMPT_TOKENS, *(len(world.prompt(start)) for start in several))
     context = (1 + examples) * (longest + task.max_tokens)
     model = tiny_model(len(tokenizer), context=context, generator=generator(seed, "language model"))
-    warm_start(LanguagePolicy(model), world, examples=examples, seed=seed)
+    LOGGER.info("%s: a small transformer imitates right answers until 30 %% of its own are right", task.name)
+    warm_start(LanguagePolicy(model), world, examples=examples, seed=seed, progress=_told)
+    LOGGER.info("kept in %s", directory)
     partial = directory.with_name(f".{directory.name}.{os.getpid()}.part")
     shutil.rmtree(partial, ignore_errors=True)
     with quietly():
@@ -121,6 +129,11 @@ def warm_started(
     if not directory.exists():
         partial.rename(directory)
     return directory
+
+
+def _told(update: int, share: float) -> None:
+    if update and update % TOLD == 0:
+        LOGGER.info("%.0f %% after %d updates", 100 * share, update)
 
 
 def no_alphabet(task: TextTask) -> ValueError:

@@ -190,7 +190,7 @@ def test_gtpo_takes_equal_tokens_for_equal_steps_on_text(model: Path) -> None:
         ({"prefix_attention": "flex"}, "prefix_attention = 'flex'; valid without share_prompts: 'sdpa'"),
         ({"max_steps": 200}, "prompt 0 has 4 tokens, and a response up to 200; valid: at most 66 in all"),
         ({"env": "text/sorting", "env_options": {}}, "character '>' at position . of '.*>' has no token; valid: "),
-        ({"env": "modular-addition"}, "did you mean 'text/modular-addition'"),
+        ({"env": "modular-addition"}, "Did you mean 'text/modular-addition'"),
     ],
 )
 def test_a_wrong_argument_is_named(model: Path, arguments: dict[str, Any], message: str) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from decisionrl.envs.world import EnvironmentFault
 from decisionrl.experience.acting import EpisodeStatistics
@@ -26,11 +27,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Response:
-    """A prompt, and what has been written of the response so far. own: which of its tokens are the policy's."""
+    """A prompt, and what has been written of the response so far.
+
+    own: which of its tokens are the policy's. log_prob: of the tokens, by the policy that wrote them.
+    """
 
     start: int
     written: tuple[int, ...] = ()
     own: tuple[bool, ...] = ()
+    log_prob: tuple[float, ...] = ()
 
 
 class TokenWindows:
@@ -41,7 +46,8 @@ class TokenWindows:
 
     - ``extras["kept"]`` [batch, step]: the windows' own tokens, for the policy; each is in one batch only.
     - ``extras["valued"]`` [batch, step]: the own tokens of finished responses, for the value function. Their
-      ``returns`` are the discounted rewards to come, and their advantage is 0.
+      ``returns`` are the discounted rewards to come, their advantage is 0, and their log-probabilities are of when
+      they were written.
 
     Args:
         world: prompts and rewards; ``num_envs`` responses are being written.
@@ -104,8 +110,11 @@ class TokenWindows:
                 each,
                 written=each.written + tuple(token[present].tolist()),
                 own=each.own + tuple(mine[present].tolist()),
+                log_prob=each.log_prob + tuple(log_prob[present].tolist()),
             )
-            for each, token, mine, present in zip(self._pool, played.action, played.mask, played.steps, strict=True)
+            for each, token, mine, log_prob, present in zip(
+                self._pool, played.action, played.mask, batch.log_prob, played.steps, strict=True
+            )
         ]
         over = (~goes_on).nonzero()[:, 0].tolist()
         self._pool = [written[i] for i in goes_on.nonzero()[:, 0].tolist()]
@@ -124,7 +133,7 @@ class TokenWindows:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "pool": [[each.start, list(each.written), list(each.own)] for each in self._pool],
+            "pool": [[each.start, list(each.written), list(each.own), list(each.log_prob)] for each in self._pool],
             "begun": self._begun,
             "choice": self._choice.get_state(),
             "noise": self._noise.get_state(),
@@ -133,7 +142,7 @@ class TokenWindows:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        self._pool = [_Response(start, tuple(written), tuple(own)) for start, written, own in state["pool"]]
+        self._pool = [_Response(start, *map(tuple, written)) for start, *written in state["pool"]]
         self._begun = state["begun"]
         self._choice.set_state(state["choice"])
         self._noise.set_state(state["noise"].cpu())
@@ -150,7 +159,7 @@ class TokenWindows:
         zeros = torch.zeros_like(reward)
         return rows.replace(
             reward=reward,
-            log_prob=zeros,
+            log_prob=pad_sequence([torch.tensor(each.log_prob) for each in over], batch_first=True).to(zeros),
             value=zeros,
             next_value=zeros,
             entropy=zeros,

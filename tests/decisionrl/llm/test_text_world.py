@@ -566,6 +566,8 @@ def test_windows_go_on_where_they_ended() -> None:
         ]
         assert whole == over
         finished += len(over)
+        # The policy has not changed since, so that what was said of the tokens is what it says now.
+        torch.testing.assert_close(batch.log_prob[batch.mask], policy.evaluate(batch).log_prob[batch.mask])
         for row in range(8, len(batch.mask)):
             own = batch.mask[row].nonzero()[:, 0].tolist()
             reward = batch.reward[row].sum().item()

@@ -300,7 +300,7 @@ class Control:
 
         None: all, or 64 of an endless number.
         """
-        there = getattr(self.world, "num_starts", None)
+        there: int | None = getattr(self.world, "num_starts", None)
         if there is None:
             return STARTS if count is None else count
         return there if count is None else min(count, there)

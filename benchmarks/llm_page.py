@@ -25,6 +25,12 @@ from decisionrl.evaluation.statistics import Estimate
 BASE = "grpo"
 """What the others are compared with."""
 
+GAIN_REPORTED = (
+    *("ares", "bapo", "capo", "d3s", "dapo", "dcpo", "gspo", "gtpo", "hapo", "riskpo", "sapo", "segment_spo", "spo"),
+    *("vade", "xrpo"),
+)
+"""Methods whose papers report a gain over the base, on models of billions of weights."""
+
 LEAST_SEEDS = 3
 """For a verdict."""
 
@@ -48,6 +54,10 @@ COMPARED = (
 NOTES = {
     "modular-addition": "The small transformer has never read an example in front of a prompt, so that `xrpo` shows it "
     "none; *xrpo_shown* shows two to prompts that have only failed, as it does by default elsewhere.",
+    "key-token-chain": "Two methods have variants here. *tppo_short* has windows of 8 tokens, where responses have 13: its "
+    "critic, which knows nothing at first, is taken at its word for what is not finished. *gtpo_unfiltered* has no "
+    "bonus for entropy, and a threshold of 2 in place of ln 2, above which gtpo leaves responses out: nine of the "
+    "twelve bits are free in this task, and their entropy is ln 2 each.",
     "modular-addition-examples": "Here the warm start has up to two examples in front of what it imitates. "
     "*xrpo_shown* shows two to prompts that have only failed, *xrpo_shown_sampling* too, but its loss is of the "
     "responses to the prompts alone, and *xrpo* shows none.",
@@ -74,7 +84,9 @@ def llm_sections(rows: Sequence[Row], profile: str) -> list[str]:
         *(
             part
             for task in tasks
-            for part in section(f"### Language models: {task}", NOTES.get(task), _compared(rows, task))
+            for part in section(
+                f"### Language models: {task}", NOTES.get(task), _plainly(rows, task), _compared(rows, task)
+            )
         ),
     ]
 
@@ -93,6 +105,23 @@ def _picture(rows: Sequence[Row]) -> list[str]:
     if compared_methods(rows) is None:
         return []
     return [f"![pass@1 of every method on text tasks, with intervals; {BASE} as a dashed line]({METHODS_IMAGE})"]
+
+
+def _plainly(rows: Sequence[Row], task: str) -> str | None:
+    """The verdicts in words; None where there are none."""
+    found = by_method(rows, "pass_1")
+    verdicts = _verdicts({method: values for (case, method), values in found.items() if case == task})
+    if not verdicts:
+        return None
+    words = []
+    for verdict in ("better", "perhaps better", "perhaps worse", "worse"):
+        named = sorted(method for method, each in verdicts.items() if each == verdict)
+        if named or verdict in ("better", "worse"):
+            words.append(f"{verdict.capitalize()} than {BASE}: {', '.join(named) or 'none'}.")
+    unseen = sorted(method for method in GAIN_REPORTED if "better" not in verdicts.get(method, "better"))
+    if unseen:
+        words.append(f"The gain over {BASE} that their papers report is not seen here of {', '.join(unseen)}.")
+    return " ".join(words)
 
 
 def _compared(rows: Sequence[Row], task: str) -> str | None:

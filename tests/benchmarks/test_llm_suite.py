@@ -39,6 +39,7 @@ def test_every_recipe_on_every_task() -> None:
     after_examples = methods.pop("modular-addition-examples")
     assert after_examples == {"grpo", "xrpo", "xrpo_shown", "xrpo_shown_sampling"}
     assert methods.pop("modular-addition") == {*ON_ENVIRONMENTS, "xrpo_shown"}
+    assert methods.pop("key-token-chain") == {*ON_ENVIRONMENTS, "tppo_short", "gtpo_unfiltered"}
     assert all(each == set(ON_ENVIRONMENTS) for each in methods.values())
 
 
@@ -122,6 +123,8 @@ def test_the_page_says_which_are_better_and_which_cannot_be_told() -> None:
     assert "not told apart" in lines["sapo"]
     assert "not known" in lines["gspo"], "two seeds are too few"
     assert "2,000 (2 of 3)" in lines["grpo"]
+    assert "Better than grpo: dapo. Worse than grpo: rloo." in text
+    assert "The gain over grpo that their papers report is not seen here of sapo." in text
     assert llm_sections([], "full") == []
     assert compared_methods([]) is None
 

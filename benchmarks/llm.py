@@ -157,10 +157,10 @@ SHOWN: Mapping[str, tuple[str, Arguments]] = {"xrpo_shown": ("xrpo", {"shown": 2
 
 KEY_TOKEN: Mapping[str, tuple[str, Arguments]] = {
     "tppo_short": ("tppo", {"horizon": 8}),
-    "gtpo_unfiltered": ("gtpo", {"entropy_threshold": 2.0, "entropy_coefficient": 0.0}),
+    "gtpo_unfiltered": ("gtpo", {"entropy_threshold": 2.0}),
 }
 """The same on the key-token chain: T-PPO with windows shorter than responses, which takes an untrained critic at its
-word; GTPO without its filter, whose threshold is the entropy of this task's free bits, and without the bonus."""
+word; GTPO without its filter, whose threshold is the entropy of this task's free bits."""
 
 AFTER_EXAMPLES: Mapping[str, tuple[str, Arguments]] = {
     "grpo": ("grpo", {}),

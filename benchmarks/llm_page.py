@@ -54,10 +54,10 @@ COMPARED = (
 NOTES = {
     "modular-addition": "The small transformer has never read an example in front of a prompt, so that `xrpo` shows it "
     "none; *xrpo_shown* shows two to prompts that have only failed, as it does by default elsewhere.",
-    "key-token-chain": "Two methods have variants here. *tppo_short* has windows of 8 tokens, where responses have 13: its "
-    "critic, which knows nothing at first, is taken at its word for what is not finished. *gtpo_unfiltered* has no "
-    "bonus for entropy, and a threshold of 2 in place of ln 2, above which gtpo leaves responses out: nine of the "
-    "twelve bits are free in this task, and their entropy is ln 2 each.",
+    "key-token-chain": "Two methods have variants here. *tppo_short* has windows of 8 tokens, where responses have 13: "
+    "its critic, which knows nothing at first, is taken at its word for what is not finished. *gtpo_unfiltered* leaves "
+    "out responses with an entropy above 2, and not above ln 2: nine of the twelve bits are free in this task, and "
+    "their entropy is ln 2 each.",
     "modular-addition-examples": "Here the warm start has up to two examples in front of what it imitates. "
     "*xrpo_shown* shows two to prompts that have only failed, *xrpo_shown_sampling* too, but its loss is of the "
     "responses to the prompts alone, and *xrpo* shows none.",

@@ -100,7 +100,8 @@ SMALL_LANGUAGE: Mapping[str, Mapping[str, Any]] = {
         name: {**RESPONSES, **PASSES}
         for name in ("grpo", "dapo", "gspo", "sapo", "bapo", "capo", "d3s", "hapo", "ares")
     },
-    **dict.fromkeys(("rloo", "gtpo"), OFTEN),
+    "rloo": OFTEN,
+    "gtpo": {**OFTEN, "entropy_coefficient": 0.0},
     **{name: {**RESPONSES, **PASSES, **PROMPTS} for name in ("dcpo", "vade")},
     "xrpo": {"groups": 64, "budget": 512, "shown": 0, **PASSES, **PROMPTS},
     "reinforce": {"episodes": 128, "gamma": 1.0},
@@ -114,7 +115,8 @@ SMALL_LANGUAGE: Mapping[str, Mapping[str, Any]] = {
 """Recipe -> arguments for the small transformer on text tasks: an update from about 128 responses, four in a batch
 where a recipe has minibatches; where prompts have no end, as many of them as modular addition has. The small
 transformer has never read an example in front of a prompt, and is lost after one, so that XRPO shows it none. Its
-critic knows nothing at first, so that T-PPO's windows are not shorter than responses."""
+critic knows nothing at first, so that T-PPO's windows are not shorter than responses. GTPO takes entropy off the
+rewards, so that it has no bonus for it."""
 
 OWN_LANGUAGE: Mapping[str, Mapping[str, Any]] = {"riskpo": {"episodes": 60, "bundle": 5}}
 """Recipe -> arguments for a model of one's own."""

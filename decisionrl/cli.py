@@ -163,14 +163,15 @@ def train(
 def evaluate(directory: Path, episodes: int | None, seed: int, video: Path | None, as_json: bool) -> None:
     """Measure the trained policy of a run directory.
 
-    Of text, episodes are 8 responses to each of as many prompts as that makes.
+    Of text, episodes are responses, as many to each prompt: 8, or more where there are not prompts enough.
     """
     import torch
 
     from decisionrl.recipes.saved import load_run
 
     torch.set_num_threads(1)
-    experiment = _built(load_run, {"directory": directory})
+    with _messages("decisionrl.llm"):
+        experiment = _built(load_run, {"directory": directory})
     if experiment.evaluate is None:
         raise click.UsageError(f"the recipe of {directory} has no evaluation")
     env = experiment.config.get("env")

@@ -332,11 +332,11 @@ class EpisodeSource:
         Raises:
             EnvironmentFault: the world failed.
         """
-        before = deepcopy(self._state())
+        before = deepcopy(self.state_dict())
         try:
             return self._sample()
         except EnvironmentFault:
-            self._load(before)
+            self.load_state_dict(before)
             raise
 
     def _sample(self) -> Trajectories:

@@ -34,7 +34,7 @@ PROMPT_TOKENS = 64
 """A prompt of as many tokens, without examples, can be read by every model of :func:`warm_started`."""
 
 SEVERAL = 512
-"""Prompts of which the longest can be read, too."""
+"""Prompts of which the longest can be read, too, and others that are up to twice as long."""
 
 
 def warm_start(
@@ -115,7 +115,7 @@ def warm_started(
     tokenizer = character_tokenizer(task.alphabet)
     world = TextWorld(task, tokenizer, num_envs=256, prompts=prompts)
     several = range(SEVERAL if world.num_starts is None else min(SEVERAL, world.num_starts))
-    longest = max(PROMPT_TOKENS, *(len(world.prompt(start)) for start in several))
+    longest = max(PROMPT_TOKENS, *(2 * len(world.prompt(start)) for start in several))
     context = (1 + examples) * (longest + task.max_tokens)
     model = tiny_model(len(tokenizer), context=context, generator=generator(seed, "language model"))
     LOGGER.info("%s: a small transformer imitates right answers until 30 %% of its own are right", task.name)

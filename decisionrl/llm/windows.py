@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from decisionrl.checkpoint import CheckpointError
 from decisionrl.envs.world import EnvironmentFault
 from decisionrl.experience.acting import EpisodeStatistics
 from decisionrl.experience.episodes import Task, evaluated, seed_of
@@ -105,6 +106,7 @@ class TokenWindows:
             batch = evaluated(self.policy, replace(played, truncated=torch.zeros_like(played.truncated)))
             for step in self.pipeline:
                 batch = step(batch)
+        columns = (played.action, played.mask, batch.log_prob, played.steps)
         written = [
             replace(
                 each,
@@ -113,7 +115,7 @@ class TokenWindows:
                 log_prob=each.log_prob + tuple(log_prob[present].tolist()),
             )
             for each, token, mine, log_prob, present in zip(
-                self._pool, played.action, played.mask, batch.log_prob, played.steps, strict=True
+                self._pool, *(column.cpu() for column in columns), strict=True
             )
         ]
         over = (~goes_on).nonzero()[:, 0].tolist()
@@ -133,7 +135,11 @@ class TokenWindows:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "pool": [[each.start, list(each.written), list(each.own), list(each.log_prob)] for each in self._pool],
+            "start": torch.tensor([each.start for each in self._pool], dtype=torch.int64),
+            "length": torch.tensor([len(each.written) for each in self._pool], dtype=torch.int64),
+            "written": torch.tensor([token for each in self._pool for token in each.written], dtype=torch.int64),
+            "own": torch.tensor([own for each in self._pool for own in each.own], dtype=torch.bool),
+            "log_prob": torch.tensor([value for each in self._pool for value in each.log_prob], dtype=torch.float64),
             "begun": self._begun,
             "choice": self._choice.get_state(),
             "noise": self._noise.get_state(),
@@ -142,7 +148,14 @@ class TokenWindows:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], /) -> None:
-        self._pool = [_Response(start, *map(tuple, written)) for start, *written in state["pool"]]
+        if "begun" not in state:
+            raise CheckpointError("windows of responses as an earlier version saved them; valid: of this version")
+        length = state["length"].tolist()
+        parts = [state[name].split(length) for name in ("written", "own", "log_prob")]
+        self._pool = [
+            _Response(start, *(tuple(part.tolist()) for part in each))
+            for start, *each in zip(state["start"].tolist(), *parts, strict=True)
+        ]
         self._begun = state["begun"]
         self._choice.set_state(state["choice"])
         self._noise.set_state(state["noise"].cpu())
@@ -159,7 +172,9 @@ class TokenWindows:
         zeros = torch.zeros_like(reward)
         return rows.replace(
             reward=reward,
-            log_prob=pad_sequence([torch.tensor(each.log_prob) for each in over], batch_first=True).to(zeros),
+            log_prob=pad_sequence(
+                [torch.tensor(each.log_prob, dtype=zeros.dtype) for each in over], batch_first=True
+            ).to(zeros),
             value=zeros,
             next_value=zeros,
             entropy=zeros,

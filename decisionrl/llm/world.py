@@ -120,7 +120,8 @@ class TextWorld:
         text = self.task.prompt(self.number(start))
         tokens = self._prompted(text)
         if not tokens:
-            raise ValueError(f"{self.name}: prompt {start} is {text!r}, which has no token; valid: at least one")
+            number = self.number(start)
+            raise ValueError(f"{self.name}: prompt {number} is {text!r}, which has no token; valid: at least one")
         return tokens
 
     def check(self, policy: LanguagePolicy) -> None:
@@ -135,13 +136,13 @@ class TextWorld:
         self._check_log_probs(policy)
         several = range(CHECKED if self.num_starts is None else min(CHECKED, self.num_starts))
         vocabulary = policy.head.out_features
+        valid = f"valid: a tokenizer that belongs to the model, which knows 0 to {vocabulary - 1}"
+        if self._end >= vocabulary:
+            raise ValueError(f"{self.name}: the end token is {self._end}; {valid}")
         for start in several:
             tokens = self.prompt(start)
-            if (most := max(*tokens, self._end)) >= vocabulary:
-                raise ValueError(
-                    f"{self.name}: prompt {self.number(start)} has token {most}; valid: a tokenizer that belongs to "
-                    f"the model, which knows 0 to {vocabulary - 1}"
-                )
+            if max(tokens) >= vocabulary:
+                raise ValueError(f"{self.name}: prompt {self.number(start)} has token {max(tokens)}; {valid}")
             self._check_lengths(policy, [start], [len(tokens)], [self.max_tokens])
 
     def demonstration(self, start: int, generator: torch.Generator) -> tuple[list[int], list[bool]]:

@@ -90,7 +90,7 @@ class KLPenalty:
 
     def __post_init__(self) -> None:
         if not 0 <= self.coefficient < float("inf"):
-            raise ValueError(f"kl_coefficient = {self.coefficient}; valid: a number >= 0")
+            raise ValueError(f"coefficient of the KL penalty = {self.coefficient}; valid: a number >= 0")
 
     def __call__(self, terms: Terms) -> Tensor:
         extras = terms.batch.extras

@@ -54,8 +54,9 @@ class Memory:
         return {"ids": self._ids.clone(), "table": self._table.clone()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a saved table."""
-        self._ids, self._table = state["ids"].clone(), state["table"].clone()
+        """Take over a saved table; without ids, as earlier versions had it, they are 0, 1, 2, ..."""
+        self._table = state["table"].clone()
+        self._ids = state["ids"].clone() if "ids" in state else torch.arange(len(self._table))
 
     def _written(self, ids: Tensor, row: Tensor) -> Tensor:
         """Which ids are those of the rows where they would stand."""

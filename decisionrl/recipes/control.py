@@ -17,7 +17,7 @@ from decisionrl.callbacks import OnProgress
 from decisionrl.envs.copies import Copies
 from decisionrl.envs.linear_mdp import LinearMDP
 from decisionrl.envs.make import EnvLike, env_name, make_world
-from decisionrl.envs.text.task import TextTask
+from decisionrl.envs.text.task import TextTask, success_of
 from decisionrl.envs.world import World
 from decisionrl.evaluation.episodes import ReturnEvaluator
 from decisionrl.experience.acting import ActingPolicy
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from decisionrl.policies.language import LanguagePolicy
     from decisionrl.recipes.language import Language
 
-OBJECT = "task:"
-"""Before the name of a text task that was given as an object, in a run's settings."""
+OBJECT = "task object "
+"""Before the name of a text task that was given as an object, in a run's settings; no environment is called so."""
 
 STARTS = 64
 """Of an endless number, where a recipe remembers each."""
@@ -161,8 +161,8 @@ class Control:
                 raise ValueError(f"{name} = {getattr(self, name)}; valid: a whole number >= 1")
         if self.seed < 0:
             raise ValueError(f"seed = {self.seed}; valid: a whole number >= 0")
-        if not 0 < self.adam_epsilon < float("inf"):
-            raise ValueError(f"adam_epsilon = {self.adam_epsilon}; valid: a positive number")
+        if not 0 <= self.adam_epsilon < float("inf"):
+            raise ValueError(f"adam_epsilon = {self.adam_epsilon}; valid: a number >= 0")
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate = {self.learning_rate}; valid: a positive number")
 
@@ -325,6 +325,7 @@ class Control:
 
     def unit(self, minibatch: int, horizon: int) -> tuple[Unit, int]:
         """Single steps, ``minibatch`` of them; where the policy remembers, about as many in whole sequences."""
+        _check_minibatch(minibatch)
         if not self.remembers:
             return "step", minibatch
         longest = horizon if self.language is None else self.language.task.max_tokens
@@ -351,7 +352,7 @@ class Control:
             ValueError: there is neither.
         """
         if given is None and self.language is not None:
-            given = self.language.task.success
+            given = success_of(self.language.task)
         if given is None and isinstance(self.env, str) and self.env in gymnasium.registry:
             given = gymnasium.spec(self.env).reward_threshold
         if given is None:
@@ -384,8 +385,7 @@ class Control:
         optimizer: by default :meth:`optimizer`. options: the recipe's own arguments, for the config. on_progress: told
         how far the training is.
         """
-        if minibatch is not None and minibatch < 1:
-            raise ValueError(f"minibatch = {minibatch}; valid: a whole number >= 1, or None")
+        _check_minibatch(minibatch)
         if options.get("group_size") == 1:
             raise ValueError(
                 "group_size = 1; valid: at least 2, since episodes of a group are compared with each other"
@@ -419,6 +419,11 @@ class Control:
         if self.language is not None:
             return self.language.evaluator()
         return None if isinstance(self.env, VectorEnv) else ReturnEvaluator(self.make_world)
+
+
+def _check_minibatch(minibatch: int | None) -> None:
+    if minibatch is not None and minibatch < 1:
+        raise ValueError(f"minibatch = {minibatch}; valid: a whole number >= 1, or None")
 
 
 def own_options(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,9 +42,8 @@ def dcpo(
     control.require_probabilities("DCPO's clip")
     starts = None
     if control.base == "group":
-        starts = UniformStarts(
-            num_starts=control.starts(num_starts), groups=control.groups, group_size=control.group_size
-        )
+        options["num_starts"] = control.starts(num_starts)
+        starts = UniformStarts(num_starts=options["num_starts"], groups=control.groups, group_size=control.group_size)
     base = control.based(aggregate=only_token_mean, advantage=SmoothStandardized(), starts=starts)
     return control.experiment_on(
         base,

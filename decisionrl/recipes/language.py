@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from decisionrl.envs.text import make_task, split
-from decisionrl.envs.text.task import TextTask
+from decisionrl.envs.text.task import TextTask, success_of
 from decisionrl.evaluation.language import PassEvaluator
 from decisionrl.evaluation.results import config_hash
 from decisionrl.llm.warm_start import no_alphabet, warm_started
@@ -139,7 +139,7 @@ class Language:
 
     def evaluator(self) -> PassEvaluator:
         """Of the prompts to measure on; right is what the task says, or what earns 1 where that is unknown."""
-        success = self.task.success
+        success = success_of(self.task)
         return PassEvaluator(
             make_world=lambda: self.world(self.num_envs, measured=True), success=1.0 if success is None else success
         )
@@ -169,8 +169,11 @@ def _cache() -> Path:
     folder = Path(os.environ.get(CACHE, "~/.cache/decisionrl")).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        problem = None if os.access(folder, os.W_OK) else "not writable"
     except OSError as error:
-        raise ValueError(f"{CACHE} = {str(folder)!r}: {error.strerror}; valid: a folder for small models") from error
+        problem = error.strerror
+    if problem is not None:
+        raise ValueError(f"{CACHE} = {str(folder)!r}: {problem}; valid: a folder for small models")
     return folder
 
 

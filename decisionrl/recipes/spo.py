@@ -52,6 +52,7 @@ def spo(
     """
     options = own_options(locals())
     control = Control(**common)
+    options["num_starts"] = control.starts(num_starts)
     policy = control.policy(critic=False)
     return control.experiment(
         "spo",
@@ -60,7 +61,7 @@ def spo(
             control.world,
             policy,
             starts=PrioritizedStarts(
-                num_starts=control.starts(num_starts),
+                num_starts=options["num_starts"],
                 episodes=episodes,
                 rho=rho_min,
                 initial=min(max(initial_value, 0.0), 1.0),

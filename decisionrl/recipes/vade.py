@@ -47,6 +47,7 @@ def vade(
     """
     options = own_options(locals())
     control = Control(**common)
+    options["num_starts"] = control.starts(num_starts)
     policy = control.policy(critic=False)
     return control.experiment(
         "vade",
@@ -55,7 +56,7 @@ def vade(
             control.world,
             policy,
             starts=VADE(
-                num_starts=control.starts(num_starts),
+                num_starts=options["num_starts"],
                 groups=groups,
                 group_size=group_size,
                 lambda1=lambda1,

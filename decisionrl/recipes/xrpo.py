@@ -54,6 +54,7 @@ def xrpo(
     """
     options = own_options(locals())
     control = Control(**common)
+    options["num_starts"] = control.starts(num_starts)
     policy = control.policy(critic=False)
     return control.experiment(
         "xrpo",
@@ -62,7 +63,7 @@ def xrpo(
             control.world,
             policy,
             starts=XRPO(
-                num_starts=control.starts(num_starts),
+                num_starts=options["num_starts"],
                 groups=groups,
                 budget=budget,
                 base=base_size,

@@ -113,7 +113,7 @@ def check_split(train_share: float, shuffle: str) -> None:
 
 def check_flag(field: str, value: object) -> None:
     """Raise ValueError unless the value is True or False."""
-    if not isinstance(value, bool):
+    if not isinstance(value, bool | np.bool_):
         raise ValueError(f"{field} = {value!r}; valid: True, False")
 
 

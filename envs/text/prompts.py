@@ -126,7 +126,9 @@ class PromptTask(TextTaskDefaults):
 
     def __post_init__(self) -> None:
         check_whole("max_tokens", self.max_tokens, 1)
-        if isinstance(self.rows, Mapping) or not (hasattr(self.rows, "__len__") and hasattr(self.rows, "__getitem__")):
+        if isinstance(self.rows, Mapping | str) or not (
+            hasattr(self.rows, "__len__") and hasattr(self.rows, "__getitem__")
+        ):
             kind = type(self.rows).__name__
             raise PromptError(f"{self.name}: rows is a {kind}; valid: a list of dicts, or a datasets.Dataset")
         if not len(self.rows):
@@ -208,8 +210,11 @@ class PromptTask(TextTaskDefaults):
                 if score is not None:
                     totals[i] += weight * score
                     judged[i] = True
+        names = ", ".join(map(_name, self.reward_functions))
+        for total, row in zip(totals, indices, strict=True):
+            if not abs(total) <= LARGEST:
+                raise RewardFunctionError(f"{names}: {total!r} in all for row {row}; valid: a finite number of float32")
         if not all(judged):
-            names = ", ".join(map(_name, self.reward_functions))
             row = indices[judged.index(False)]
             raise RewardFunctionError(f"{names}: None for row {row}; valid: a number from at least one function")
         return totals
@@ -233,6 +238,8 @@ class PromptTask(TextTaskDefaults):
 
 def _check_prompt(row: Mapping[str, Any], where: str) -> None:
     """Raise PromptError unless the row has a text or messages to answer."""
+    if not isinstance(row, Mapping):
+        raise PromptError(f"{where} is a {type(row).__name__}; valid: a dict with a prompt")
     if "prompt" not in row:
         raise PromptError(f"{where} has no prompt; its columns: {', '.join(row) or 'none'}")
     prompt = row["prompt"]

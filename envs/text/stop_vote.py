@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import scipy.stats
@@ -67,8 +68,8 @@ class StopVote(TextTaskDefaults):
     triggers = "T"
 
     def __post_init__(self) -> None:
-        several = isinstance(self.deltas, Sequence) and len(self.deltas) and all(map(_is_number, self.deltas))
-        if not several or not all(0.001 <= delta <= 0.5 for delta in self.deltas):
+        deltas = list(self.deltas) if isinstance(self.deltas, Iterable) else []
+        if not deltas or not all(_is_number(delta) and 0.001 <= delta <= 0.5 for delta in deltas):
             raise ValueError(f"deltas = {self.deltas}; valid: at least one, each in [0.001, 0.5]")
         check_whole("cap", self.cap, 1)
         _check_cost(self.cost)
@@ -189,4 +190,4 @@ def _check_cost(cost: float) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, Real) and not isinstance(value, bool)

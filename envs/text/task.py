@@ -32,7 +32,8 @@ class TextTask(Protocol):
             the environment says in between, are counted.
         num_prompts: indices are 0, ..., num_prompts - 1; None if any whole number >= 0 is one.
         best_reward: no response is worth more; None where that is unknown.
-        success: the reward from which a response is right; None where that is unknown.
+
+    A task may have ``success``, too: the reward from which a response is right. See :func:`success_of`.
         triggers: after one of these characters, written by the policy, the environment appends ``reply`` to the
             response. Empty where it never speaks.
     """
@@ -51,9 +52,6 @@ class TextTask(Protocol):
 
     @property
     def best_reward(self) -> float | None: ...
-
-    @property
-    def success(self) -> float | None: ...
 
     @property
     def triggers(self) -> str: ...
@@ -83,15 +81,10 @@ class TextTask(Protocol):
 
 class TextTaskDefaults(ABC):
     """The members of a :class:`TextTask` that most tasks share: the environment never speaks, each response is judged
-    on its own, and right is what earns the best reward."""
+    on its own, and the best reward is not known."""
 
     triggers = ""
-
-    best_reward: float | None
-
-    @property
-    def success(self) -> float | None:
-        return self.best_reward
+    best_reward: float | None = None
 
     @abstractmethod
     def reward(self, index: int, response: str, /) -> float: ...
@@ -103,6 +96,12 @@ class TextTaskDefaults(ABC):
 
     def reply(self, index: int, response: str, noise: int, /) -> str:
         return ""
+
+
+def success_of(task: TextTask) -> float | None:
+    """The reward from which a response is right: ``task.success``, by default the best reward; None if unknown."""
+    success: float | None = getattr(task, "success", task.best_reward)
+    return success
 
 
 def split(

@@ -169,12 +169,26 @@ def test_what_is_no_reward_is_named_with_its_row(returned: object, message: str)
         task(exact, faulty).rewards([2, 0], ["a", "b"])
 
 
+def test_a_sum_that_is_no_reward_is_named_with_its_row() -> None:
+    def large(**columns: Any) -> list[float]:
+        return [0.0, -3e38]
+
+    with pytest.raises(
+        RewardFunctionError, match=r"large: -6e\+38 in all for row 0; valid: a finite number of float32"
+    ):
+        task(large, weights=[2.0]).rewards([2, 0], ["a", "b"])
+
+
 def test_options_that_are_wrong() -> None:
     async def slow(**columns: Any) -> list[float]:
         return []
 
     for changes, message in (
         ({"rows": []}, "prompts: rows is empty"),
+        ({"rows": "train.jsonl"}, "prompts: rows is a str; valid: a list of dicts"),
+        ({"rows": {"prompt": ["a"]}}, "prompts: rows is a dict; valid: a list of dicts"),
+        ({"rows": ["my prompt"]}, "prompts, row 0 is a str; valid: a dict with a prompt"),
+        ({"reward_functions": exact}, "reward_functions = .*; valid: a list of functions"),
         ({"rows": [{"question": "a"}]}, "prompts, row 0 has no prompt; its columns: question"),
         ({"rows": [{"prompt": "a", "completions": 1}]}, "prompts has a column completions; valid: other names"),
         ({"reward_functions": []}, "reward_functions is empty; valid: at least one function"),

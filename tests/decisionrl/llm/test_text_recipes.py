@@ -146,7 +146,7 @@ def test_a_run_on_a_task_of_ones_own_is_loaded_with_the_task(model: Path, tmp_pa
     trainer = Trainer(experiment, out=tmp_path / "run")
     trainer.fit(8)
     save_weights(experiment.policy, tmp_path / "run" / FINAL)
-    with pytest.raises(ValueError, match=r"env = 'task:text/modular-addition'.*load_run\(directory, env=task\)"):
+    with pytest.raises(ValueError, match=r"env = 'task object text/modular-addition'.*load_run\(directory, env=task\)"):
         load_run(tmp_path / "run")
     loaded = load_run(tmp_path / "run", env=task)
     assert loaded.source.world.num_starts == 25
@@ -178,7 +178,7 @@ def test_gtpo_takes_equal_tokens_for_equal_steps_on_text(model: Path) -> None:
         ({"groups": 2, "group_size": 1}, "group_size = 1; valid: at least 2"),
         ({"model": "nowhere"}, "model = 'nowhere': nowhere is no directory; valid: a directory as save_pretrained"),
         ({"supervision": "steps"}, "supervision = 'steps'; valid: outcome, process"),
-        ({"kl_coefficient": -0.1}, r"kl_coefficient = -0\.1; valid: a number >= 0"),
+        ({"kl_coefficient": -0.1}, r"coefficient of the KL penalty = -0\.1; valid: a number >= 0"),
         ({"minibatch": 0}, "minibatch = 0; valid: a whole number >= 1, or None"),
         ({"max_steps": 0}, "max_steps = 0; valid: a whole number >= 1, or None"),
         ({"lora_rank": 0}, "lora_rank = 0; valid: a whole number >= 1, or None"),

@@ -24,7 +24,7 @@ from decisionrl.llm.warm_start import warm_start, warm_started
 from decisionrl.llm.windows import TokenWindows
 from decisionrl.llm.world import TextWorld, padded
 from decisionrl.pipeline.advantages import TruncatedGAE
-from decisionrl.pipeline.curricula import FreshStarts
+from decisionrl.pipeline.curricula import XRPO, FreshStarts
 from decisionrl.pipeline.group_advantages import GroupNormalized
 from decisionrl.policies.language import LanguagePolicy
 from decisionrl.policies.language_models import tiny_model
@@ -373,27 +373,68 @@ def test_a_reward_function_that_fails_does_not_lose_the_responses() -> None:
     assert torch.equal(failing.sample().action, wanted.sample().action)
 
 
+def test_examples_that_were_heard_of_in_a_failed_batch_are_forgotten() -> None:
+    calls: list[int] = []
+    broken = -1
+
+    def sometimes(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        calls.append(len(prompts))
+        if len(calls) == broken:
+            raise TimeoutError("no sandbox")
+        return [float("b" in each) for each in completions]
+
+    def source() -> EpisodeSource:
+        calls.clear()
+        examples = SolvedExamples(success=1.0)
+        prompts = ("ab", "cb", "a", "bc", "ca", "aa")
+        task = PromptTask(rows=[{"prompt": each} for each in prompts], reward_functions=[sometimes])
+        playing = TextWorld(task, TOKENIZER, num_envs=8, max_tokens=2, examples=examples)
+        starts = XRPO(num_starts=6, groups=6, budget=24, base=1, phases=2)
+        return EpisodeSource(playing, model(), starts=starts, pipeline=[GroupNormalized(), examples], seed=3)
+
+    wanted = [each for each in [source()] for each in (each.sample(), each.sample())]
+    assert len(calls) > 2
+    failing = source()
+    broken = 2
+    with pytest.raises(RewardFunctionError, match="TimeoutError: no sandbox"):
+        failing.sample()
+    for expected in wanted:
+        again = failing.sample()
+        assert torch.equal(again.action, expected.action)
+        assert again.state is not None
+        assert expected.state is not None
+        assert torch.equal(again.state, expected.state)
+        assert again.metrics["seeded"] == expected.metrics["seeded"]
+
+
 def test_windows_of_a_reward_function_that_fails_are_written_once() -> None:
-    broken = False
+    broken, written = False, 0
 
     def sometimes(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
         if broken:
             raise TimeoutError("no sandbox")
         return [float("b" in each) for each in completions]
 
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal written
+        written += 1
+        return generate(*arguments, **options)
+
     def source() -> TokenWindows:
         task = PromptTask(rows=[{"prompt": each} for each in ("ab", "cb", "a")], reward_functions=[sometimes])
         policy = LanguagePolicy(tiny_model(len(TOKENIZER), width=16, heads=2, generator=rng()), value="shared")
-        return TokenWindows(TextWorld(task, TOKENIZER, num_envs=4, max_tokens=4), policy, horizon=2)
+        playing = TextWorld(task, TOKENIZER, num_envs=4, max_tokens=4, engine=counted)
+        return TokenWindows(playing, policy, horizon=2)
 
     wanted, failing = source(), source()
-    for _ in range(4):
+    for batch in range(4):
         expected = wanted.sample()
         broken = True
         with pytest.raises(RewardFunctionError, match="TimeoutError: no sandbox"):
             failing.sample()
         broken = False
         again = failing.sample()
+        assert written == 2 * batch + 2
         assert torch.equal(again.action, expected.action)
         assert torch.equal(again.reward, expected.reward)
 
@@ -541,6 +582,7 @@ def test_windows_go_on_where_they_ended() -> None:
     source = TokenWindows(made, policy, horizon=2, pipeline=[TruncatedGAE()], gamma=0.5)
     pool: list[list[int]] = [[] for _ in range(8)]
     finished = 0
+    said: list[list[float]] = [[] for _ in range(8)]
     for _ in range(6):
         batch = source.sample()
         assert batch.state is not None
@@ -566,8 +608,14 @@ def test_windows_go_on_where_they_ended() -> None:
         ]
         assert whole == over
         finished += len(over)
-        # The policy has not changed since, so that what was said of the tokens is what it says now.
-        torch.testing.assert_close(batch.log_prob[batch.mask], policy.evaluate(batch).log_prob[batch.mask])
+        ended = [row for row in range(8) if batch.terminated[row].any()]
+        for row in range(8):
+            said[row] += batch.log_prob[row, batch.mask[row]].tolist()
+        for place, row in enumerate(ended, start=8):
+            assert batch.log_prob[place, batch.mask[place]].tolist() == pytest.approx(said[row], abs=1e-6)
+        said = [said[row] for row in range(8) if row not in ended] + [[] for _ in ended]
+        with torch.no_grad():  # what was said of earlier tokens is not what the policy says now
+            policy.head.weight.mul_(1.2)
         for row in range(8, len(batch.mask)):
             own = batch.mask[row].nonzero()[:, 0].tolist()
             reward = batch.reward[row].sum().item()
@@ -601,6 +649,8 @@ def test_windows_are_saved() -> None:
     source, other = made(), made()
     source.sample()
     other.load_state_dict(source.state_dict())
-    for one, two in [(source.sample(), other.sample()) for _ in range(3)]:
+    for one, two in [(source.sample(), other.sample()) for _ in range(8)]:
         assert torch.equal(one.action, two.action)
         assert torch.equal(one.mask, two.mask)
+        assert torch.equal(one.log_prob, two.log_prob)
+        assert torch.equal(one.extras["valued"], two.extras["valued"])

@@ -42,7 +42,10 @@ def test_a_large_id_takes_no_more_memory_than_a_small_one() -> None:
         first, second = each.read(torch.tensor([-1, 7, 8, 9, 2**60, 2**61, 0]))
         assert first.tolist() == [0.5, 6.0, 0.5, 5.0, 1.0, 0.5, 0.5]
         assert second.tolist() == [2.0, 8.0, 2.0, 7.0, 3.0, 2.0, 2.0]
-        assert memory.state_dict()["table"].shape == (3, 2)
+        assert each.state_dict()["table"].shape == (3, 2)
+    earlier = Memory(0.5, 2.0)
+    earlier.load_state_dict({"table": torch.tensor([[0.1, 0.2], [0.3, 0.4]], dtype=torch.float64)})
+    assert earlier.read(torch.tensor([1, 2, -1]))[0].tolist() == [0.3, 0.5, 0.5]
 
 
 def test_the_tracker_is_a_forgetting_beta_belief() -> None:

@@ -51,7 +51,14 @@ COMPARED = (
     "those before clipping; the loss of dcpo is a sum over responses, not a mean, and so are its gradients."
 )
 
+ENDLESS = (
+    "There is no end of prompts here: `dcpo`, `spo`, `vade` and `xrpo`, which remember each, are trained on 529 of them, "
+    "the others always on new ones, and all are measured on new ones."
+)
+
 NOTES = {
+    "sorting": ENDLESS,
+    "mod-chain": ENDLESS + " Chains have up to 3 operations, whose meanings are not told.",
     "modular-addition": "The small transformer has never read an example in front of a prompt, so that `xrpo` shows it "
     "none; *xrpo_shown* shows two to prompts that have only failed, as it does by default elsewhere.",
     "key-token-chain": "Two methods have variants here. *tppo_short* has windows of 8 tokens, where responses have 13: "

@@ -52,8 +52,8 @@ COMPARED = (
 )
 
 ENDLESS = (
-    "There is no end of prompts here: `dcpo`, `spo`, `vade` and `xrpo`, which remember each, are trained on 529 of them, "
-    "the others always on new ones, and all are measured on new ones."
+    "There is no end of prompts here: `dcpo`, `spo`, `vade` and `xrpo`, which remember each, are trained on 529 of "
+    "them, the others always on new ones, and all are measured on new ones."
 )
 
 NOTES = {

@@ -336,38 +336,45 @@ def test_a_reward_function_that_fails_is_named() -> None:
     assert failed.value.responses == [(0, "b")]
 
 
-def test_a_reward_function_that_fails_does_not_lose_the_responses() -> None:
-    broken, written = False, 0
+@dataclass
+class Sandbox:
+    """Rewards that fail while it is broken, and an engine that counts how often it writes."""
 
-    def sometimes(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-        if broken:
+    broken: bool = False
+    written: int = 0
+
+    def reward(self, prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        if self.broken:
             raise TimeoutError("no sandbox")
         return [float("b" in each) for each in completions]
 
-    def counted(*arguments: Any, **options: Any) -> Any:
-        nonlocal written
-        written += 1
+    def write(self, *arguments: Any, **options: Any) -> Generated:
+        self.written += 1
         return generate(*arguments, **options)
+
+
+def test_a_reward_function_that_fails_does_not_lose_the_responses() -> None:
+    sandbox = Sandbox()
 
     def source() -> EpisodeSource:
         policy = model()
-        task = PromptTask(rows=[{"prompt": each} for each in ("ab", "cb", "a")], reward_functions=[sometimes])
-        playing = TextWorld(task, TOKENIZER, num_envs=4, max_tokens=4, engine=counted)
+        task = PromptTask(rows=[{"prompt": each} for each in ("ab", "cb", "a")], reward_functions=[sandbox.reward])
+        playing = TextWorld(task, TOKENIZER, num_envs=4, max_tokens=4, engine=sandbox.write)
         return EpisodeSource(playing, policy, starts=FreshStarts(groups=2, group_size=4), seed=3)
 
     wanted = source()
     first, second = wanted.sample(), wanted.sample()
-    assert written == 4
+    assert sandbox.written == 4
     failing = source()
     assert torch.equal(failing.sample().action, first.action)
-    broken = True
+    sandbox.broken = True
     for _ in range(2):
         with pytest.raises(RewardFunctionError, match="TimeoutError: no sandbox"):
             failing.sample()
-    assert written == 8
-    broken = False
+    assert sandbox.written == 8
+    sandbox.broken = False
     again = failing.sample()
-    assert written == 8
+    assert sandbox.written == 8
     assert torch.equal(again.action, second.action)
     assert torch.equal(again.reward, second.reward)
     assert torch.equal(failing.sample().action, wanted.sample().action)
@@ -408,33 +415,23 @@ def test_examples_that_were_heard_of_in_a_failed_batch_are_forgotten() -> None:
 
 
 def test_windows_of_a_reward_function_that_fails_are_written_once() -> None:
-    broken, written = False, 0
-
-    def sometimes(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
-        if broken:
-            raise TimeoutError("no sandbox")
-        return [float("b" in each) for each in completions]
-
-    def counted(*arguments: Any, **options: Any) -> Any:
-        nonlocal written
-        written += 1
-        return generate(*arguments, **options)
+    sandbox = Sandbox()
 
     def source() -> TokenWindows:
-        task = PromptTask(rows=[{"prompt": each} for each in ("ab", "cb", "a")], reward_functions=[sometimes])
+        task = PromptTask(rows=[{"prompt": each} for each in ("ab", "cb", "a")], reward_functions=[sandbox.reward])
         policy = LanguagePolicy(tiny_model(len(TOKENIZER), width=16, heads=2, generator=rng()), value="shared")
-        playing = TextWorld(task, TOKENIZER, num_envs=4, max_tokens=4, engine=counted)
+        playing = TextWorld(task, TOKENIZER, num_envs=4, max_tokens=4, engine=sandbox.write)
         return TokenWindows(playing, policy, horizon=2)
 
     wanted, failing = source(), source()
     for batch in range(4):
         expected = wanted.sample()
-        broken = True
+        sandbox.broken = True
         with pytest.raises(RewardFunctionError, match="TimeoutError: no sandbox"):
             failing.sample()
-        broken = False
+        sandbox.broken = False
         again = failing.sample()
-        assert written == 2 * batch + 2
+        assert sandbox.written == 2 * batch + 2
         assert torch.equal(again.action, expected.action)
         assert torch.equal(again.reward, expected.reward)
 

@@ -167,6 +167,7 @@ def evaluate(directory: Path, episodes: int | None, seed: int, video: Path | Non
     """
     import torch
 
+    from decisionrl.envs.text import TEXT
     from decisionrl.recipes.saved import load_run
 
     torch.set_num_threads(1)
@@ -175,7 +176,7 @@ def evaluate(directory: Path, episodes: int | None, seed: int, video: Path | Non
     if experiment.evaluate is None:
         raise click.UsageError(f"the recipe of {directory} has no evaluation")
     env = experiment.config.get("env")
-    if video is not None and (env is None or env.startswith("text/")):
+    if video is not None and (env is None or env.startswith(TEXT)):
         raise click.UsageError(f"the recipe of {directory} has no environment to film")
     result = experiment.evaluate(experiment.policy, episodes=episodes, seed=seed)
     if video is not None:

@@ -19,7 +19,7 @@ from decisionrl.envs.copies import Copies
 from decisionrl.envs.gymnasium import InventorySingleEnv
 from decisionrl.envs.inventory.world import InventoryWorld
 from decisionrl.envs.registration import WORLDS
-from decisionrl.envs.text import TASKS
+from decisionrl.envs.text import TASKS, TEXT
 from decisionrl.envs.vector_world import VectorWorld
 from decisionrl.envs.world import EnvironmentFault, World, check_space
 
@@ -27,7 +27,7 @@ EnvLike = str | Path | Callable[..., gymnasium.Env[Any, Any]] | VectorEnv[Any, A
 """A Gymnasium id, ``"module:Class"``, ``"module:Id-v0"``, a function or class that makes a ``gymnasium.Env``, a
 ``VectorEnv``, or an inventory setting: ``"inventory/NAME"`` or the path of a TOML file."""
 
-INVENTORY, TEXT = "inventory/", "text/"
+INVENTORY = "inventory/"
 
 
 class EnvironmentNameError(ValueError):

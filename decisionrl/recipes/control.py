@@ -17,6 +17,7 @@ from decisionrl.callbacks import OnProgress
 from decisionrl.envs.copies import Copies
 from decisionrl.envs.linear_mdp import LinearMDP
 from decisionrl.envs.make import EnvLike, env_name, make_world
+from decisionrl.envs.text import TEXT
 from decisionrl.envs.text.task import TextTask, success_of
 from decisionrl.envs.world import World
 from decisionrl.evaluation.episodes import ReturnEvaluator
@@ -34,7 +35,6 @@ from decisionrl.policies.actor_critic import ActorCritic
 from decisionrl.policies.encoders import Activation
 from decisionrl.policies.linear import SoftmaxLinear
 from decisionrl.policies.recurrent import RecurrentActorCritic
-from decisionrl.recipes.presets import TEXT
 from decisionrl.recipes.schedules import linear_decay
 from decisionrl.seeding import generator
 

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec
 
-from decisionrl.envs.text import make_task
+from decisionrl.envs.text import TEXT, make_task
 from decisionrl.envs.text.task import TextTask
 from decisionrl.experiment import Experiment
 from decisionrl.recipes.signatures import check_choices
@@ -86,9 +86,6 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 }
 """Environment id -> recipe -> arguments."""
 
-
-TEXT = "text/"
-"""How the names of text tasks begin."""
 
 RESPONSES = {"groups": 64, "group_size": 8}
 PASSES = {"epochs": 1, "minibatch": 128}

@@ -17,6 +17,7 @@ from decisionrl.envs.text.task import Prompt, TextTask, TextTaskDefaults, own_ch
 
 __all__ = [
     "TASKS",
+    "TEXT",
     "Prompt",
     "TextTask",
     "TextTaskDefaults",
@@ -25,6 +26,9 @@ __all__ = [
     "split",
     "task_maker",
 ]
+
+TEXT = "text/"
+"""How the ids of tasks begin."""
 
 TASKS = {
     "text/modular-addition": ("decisionrl.envs.text.modular_addition", "ModularAddition"),

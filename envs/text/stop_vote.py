@@ -76,7 +76,8 @@ class StopVote(TextTaskDefaults):
 
     @property
     def success(self) -> float:
-        """Below what the right answer earns after all observations (where that is above 0, which a wrong one may)."""
+        """Half an observation's cost below what the right answer earns after all of them; above 0, since a wrong answer
+        earns at most that. If all of them cost more than 1, right answers after too many do not count."""
         return max(1 - self.cost * (self.cap + 0.5), _TIE)
 
     @property

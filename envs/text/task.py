@@ -32,10 +32,10 @@ class TextTask(Protocol):
             the environment says in between, are counted.
         num_prompts: indices are 0, ..., num_prompts - 1; None if any whole number >= 0 is one.
         best_reward: no response is worth more; None where that is unknown.
-
-    A task may have ``success``, too: the reward from which a response is right. See :func:`success_of`.
         triggers: after one of these characters, written by the policy, the environment appends ``reply`` to the
             response. Empty where it never speaks.
+
+    A task may also have ``success``, the reward from which a response is right; see :func:`success_of`.
     """
 
     @property

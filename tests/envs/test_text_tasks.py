@@ -14,6 +14,7 @@ from decisionrl.envs.text.mod_chain import ModChain
 from decisionrl.envs.text.modular_addition import ModularAddition
 from decisionrl.envs.text.sorting import Sorting
 from decisionrl.envs.text.stop_vote import StopVote
+from decisionrl.envs.text.task import success_of
 
 
 def indices(task: TextTask) -> range:
@@ -241,3 +242,15 @@ def test_shown_steps_are_judged_by_their_end() -> None:
     assert plain.reward(index, shown) == 0
     assert plain.reward(index, str(values[-1])) == 1
     assert max(len(task.demonstration(i, torch.Generator())) for i in range(3000)) < task.max_tokens == 24
+
+
+@pytest.mark.parametrize("cost", [0.0, 0.01, 0.05])
+def test_a_right_answer_is_a_success_whatever_was_asked_before(cost: float) -> None:
+    task = StopVote(cap=16, cost=cost)
+    right, wrong = f"A{task.hidden_bit(0)}", f"A{1 - task.hidden_bit(0)}"
+    success = success_of(task)
+    assert success is not None
+    for asked in range(17):
+        assert torch.tensor(task.reward(0, "T0" * asked + right)) >= success
+        assert not torch.tensor(task.reward(0, "T0" * asked + wrong)) >= success
+    assert success_of(Sorting()) == 1.0
